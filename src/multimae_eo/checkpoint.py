@@ -1,0 +1,130 @@
+"""Checkpoints: a directory with config.json (sizes, modalities, bands, units, statistics) and model.safetensors."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from multimae_eo.config import ModelConfig, from_json, to_json
+from multimae_eo.errors import CheckpointError
+from multimae_eo.model import Encoder, MultiMAE
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to each tensor: loaded; new (in the model only, kept as initialised); unused (in the file only)."""
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded, {len(self.new)} new, {len(self.unused)} unused"]
+        parts += [f"  {what}: {name}" for what in ("new", "unused") for name in getattr(self, what)]
+        return "\n".join(parts)
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, strict: bool = True) -> LoadReport:
+    """Copy tensors into a module; strict: raise CheckpointError on any name or shape that does not match.
+
+    Not strict, unmatched names are reported; a wrong shape is always an error.
+    """
+    own = module.state_dict()
+    new, unused = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"'{name}' has shape {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    problems = shapes + ([f"'{n}' is missing" for n in new] + [f"'{n}' is unknown" for n in unused]) * strict
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"{source} does not fit the model: {shown}. Is it of another size or set of modalities?")
+    loaded = tuple(name for name in own if name in tensors)
+    module.load_state_dict({name: tensors[name] for name in loaded}, strict=False)
+    return LoadReport(loaded, tuple(new), tuple(unused))
+
+
+def save(model: MultiMAE, directory: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write a checkpoint directory; it appears under its name only when complete, replacing an older one.
+
+    extra: JSON-ready facts to keep in config.json beside the model's (training steps, source of the weights).
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        content = {"format": FORMAT, "model": to_json(model.config), "extra": dict(extra or {})}
+        (partial / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+        safetensors.torch.save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
+    """Read the configuration of a checkpoint directory."""
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"'{directory}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training or "
+            "by `multimae-eo convert`."
+        )
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"'{path}' is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise CheckpointError(f"'{path}' has format {found!r}, expected {FORMAT}; was it written by a newer version?")
+    return from_json(content["model"])
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a safetensors file."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"'{path}' does not exist.")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is not a safetensors file, or is damaged: {error}.") from error
+
+
+def load(directory: str | os.PathLike[str]) -> MultiMAE:
+    """Load a checkpoint directory strictly; raises CheckpointError."""
+    model = MultiMAE(load_config(directory))
+    path = Path(directory) / WEIGHTS
+    load_tensors(model, read_tensors(path), source=f"'{path}'")
+    return model.eval()
+
+
+def load_encoder(directory: str | os.PathLike[str]) -> Encoder:
+    """Load the encoder of a checkpoint directory strictly, without its decoders."""
+    encoder = Encoder(load_config(directory))
+    path = Path(directory) / WEIGHTS
+    tensors = {n.removeprefix("encoder."): t for n, t in read_tensors(path).items() if n.startswith("encoder.")}
+    load_tensors(encoder, tensors, source=f"'{path}'")
+    return encoder.eval()
+
+
+def describe(module: nn.Module) -> str:
+    """One line: the number of parameters, and where they are."""
+    count = sum(p.numel() for p in module.parameters())
+    device = next(iter(module.parameters()), torch.empty(0)).device
+    return f"{count / 1e6:.2f} M parameters on {device}"

@@ -1,0 +1,295 @@
+"""The model: tokenizers, an encoder that sees any subset of modalities, a decoder per view, and MultiMAE of all."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from multimae_eo.codecs import Codec, codec_for
+from multimae_eo.config import TABLE_SIZE, ModelConfig
+from multimae_eo.errors import BatchError, SizeError, UnknownNameError
+from multimae_eo.layers import NORM_EPS, Block, CrossAttention, Mlp, PositionTable, patchify, unpatchify
+from multimae_eo.masking import TokenMask
+from multimae_eo.modalities import Categorical, View
+from multimae_eo.raster import Batch, Raster, token_valid
+
+
+class TokenLayout(NamedTuple):
+    """Where the tokens of each modality stand in the sequence: modality by modality in the model's order, row major."""
+
+    names: tuple[str, ...]
+    grid: tuple[int, int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one modality."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.names), self.num_tokens
+
+    def start(self, name: str) -> int:
+        return self.names.index(name) * self.num_tokens
+
+
+def layout_of(config: ModelConfig, batch: Mapping[str, Raster]) -> TokenLayout:
+    """The layout of a batch; raises BatchError, SizeError or UnknownNameError where the batch does not fit."""
+    frames = {}
+    for name, raster in batch.items():
+        if name not in config.modalities:
+            raise UnknownNameError("modality", name, config.modalities)
+        modality = config.modalities[name]
+        channels, *size = raster.values.shape[-3:]
+        if channels != len(modality.bands):
+            raise BatchError(f"'{name}': expected {len(modality.bands)} bands {modality.bands}, got {channels}.")
+        frames[name] = tuple(edge * modality.stride for edge in size)
+    if not frames:
+        raise BatchError(f"the batch is empty; give at least one of {', '.join(config.input_modalities)}.")
+    if len(set(frames.values())) > 1:
+        raise SizeError(f"all modalities must cover one frame; on the 10 m grid they cover {frames} px.")
+    height, width = next(iter(frames.values()))
+    if height % config.patch_size or width % config.patch_size:
+        raise SizeError(
+            f"{height} x {width} px is not a multiple of the patch size {config.patch_size}; "
+            "crop, or pad right and below with invalid pixels."
+        )
+    grid = (height // config.patch_size, width // config.patch_size)
+    return TokenLayout(config.input_modalities, grid)
+
+
+class Tokenizer(nn.Module):
+    """Turns a raster into tokens: codec, patches, one linear projection."""
+
+    def __init__(self, view: View, config: ModelConfig):
+        super().__init__()
+        modality = config.modalities[view.modality]
+        self.patch = config.patch_edge(view.modality)
+        self.codec: Codec = codec_for(modality, view.standardize, self.patch)
+        self.proj = nn.Linear(modality.channels * self.patch**2, config.dim)
+        self.categorical = isinstance(modality, Categorical)
+        # One-hot patches have one 1 per pixel; this scale gives their tokens that of the tokens of a three-band image.
+        image = 3 * config.patch_size**2
+        self.one_hot_std = (2 * image / (config.dim + image)) ** 0.5 / self.patch
+
+    def forward(self, raster: Raster) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
+        """Raster [b, c, h, w] -> tokens, and which of them are valid."""
+        encoded = self.codec.encode(raster)
+        return self.proj(patchify(encoded.values, self.patch)), token_valid(encoded.valid, self.patch)
+
+
+class Encoder(nn.Module):
+    """A ViT over the tokens of any subset of the modalities, followed by global tokens; no final norm.
+
+    Stands alone: fine-tuning and embedding need nothing else. Source: docs/model.md, section 4.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizers = nn.ModuleDict({v.modality: Tokenizer(v, config) for v in config.input_views})
+        self.positions = nn.ModuleDict({mode: positions(config, config.dim, mode) for mode in ("bicubic", "bilinear")})
+        self.global_tokens = nn.Parameter(torch.zeros(1, config.num_global_tokens, config.dim))
+        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.blocks = nn.ModuleList([Block(config.dim, config.heads, rate) for rate in rates])
+        self.apply(initialise)
+
+    def forward(self, batch: Batch, mask: TokenMask | None = None) -> Float[Tensor, "b k d"]:
+        """Tokens after the last block: the visible ones, then the global ones.
+
+        batch: {modality: Raster [b, c, h, w]} in physical units, any non-empty subset of the inputs in any order.
+        mask: which tokens are visible; None shows all valid tokens of the modalities in the batch, in the model's
+        order (then invalid tokens keep their places, nothing attends to them, and their output means nothing).
+        """
+        return self.intermediates(batch, mask)[-1]
+
+    def intermediates(self, batch: Batch, mask: TokenMask | None = None) -> list[Float[Tensor, "b k d"]]:
+        """The output of every block; arguments as in `forward`."""
+        x, keys = self._sequence(batch, mask)
+        outputs = []
+        for block in self.blocks:
+            x = block(x, keys)
+            outputs.append(x)
+        return outputs
+
+    def valid_tokens(self, batch: Batch) -> Bool[Tensor, "b m n"]:
+        """Which tokens of all inputs are valid; those of absent modalities are not."""
+        layout = layout_of(self.config, batch)
+        full = with_absent(self.config, batch)
+        return torch.stack([self._validity(name, full[name]) for name in layout.names], dim=1)
+
+    def _tokenizer(self, name: str) -> Tokenizer:
+        return cast(Tokenizer, self.tokenizers[name])
+
+    def _validity(self, name: str, raster: Raster) -> Tensor:
+        tokenizer = self._tokenizer(name)
+        valid = tokenizer.codec.encode(raster).valid if tokenizer.categorical else raster.valid
+        return token_valid(valid, tokenizer.patch)
+
+    def _sequence(self, batch: Batch, mask: TokenMask | None) -> tuple[Tensor, Tensor | None]:
+        layout = layout_of(self.config, batch)
+        if mask is None:
+            names = tuple(name for name in layout.names if name in batch)
+            if not names:
+                raise BatchError(f"no input in the batch: got {', '.join(batch)}; inputs: {', '.join(layout.names)}.")
+        else:
+            names, batch = layout.names, with_absent(self.config, batch)
+        tokens, valid = zip(*(self._tokens(name, batch[name], layout.grid) for name in names), strict=True)
+        x = torch.cat(tokens, dim=1)
+        keys = torch.cat(valid, dim=1) if mask is None else mask.real
+        if mask is not None:
+            x = x.gather(1, mask.visible[..., None].expand(-1, -1, x.shape[-1]))
+        if keys is not None:
+            keys = torch.cat([keys, keys.new_ones(len(x), self.config.num_global_tokens)], dim=1)
+        return torch.cat([x, self.global_tokens.expand(len(x), -1, -1).to(x.dtype)], dim=1), keys
+
+    def _tokens(self, name: str, raster: Raster, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        tokenizer = self._tokenizer(name)
+        tokens, valid = tokenizer(raster)
+        table = self.positions["bilinear" if tokenizer.categorical else "bicubic"](grid)
+        return tokens + table, valid
+
+
+class Decoder(nn.Module):
+    """Predicts one view from what the encoder saw: cross-attention, a few blocks, a linear layer to pixels.
+
+    Source: docs/model.md, section 5. It builds its own slice of the sequence and the visible tokens, nothing else.
+    """
+
+    def __init__(self, view: View, config: ModelConfig):
+        super().__init__()
+        modality, dim = config.modalities[view.modality], config.decoder_dim
+        self.modality, self.patch = view.modality, config.patch_edge(view.modality)
+        self.full_precision = isinstance(modality, Categorical)
+        self.codec: Codec = codec_for(modality, view.standardize, self.patch)
+        self.context = nn.Linear(config.dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.modality_embeddings = nn.Parameter(torch.zeros(len(config.inputs), dim))
+        self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.context_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cross = CrossAttention(dim, config.decoder_heads)
+        self.out_norm, self.mlp = nn.LayerNorm(dim, eps=NORM_EPS), Mlp(dim)
+        self.blocks = nn.ModuleList([Block(dim, config.decoder_heads) for _ in range(config.decoder_depth)])
+        self.out = nn.Linear(dim, modality.channels * self.patch**2)
+        self.apply(initialise)
+
+    def forward(
+        self, encoded: Float[Tensor, "b k d"], mask: TokenMask, layout: TokenLayout, table: Float[Tensor, "n e"]
+    ) -> Float[Tensor, "b c h w"]:
+        """encoded: visible, then global tokens; table: positions of width e. Returns network numbers."""
+        if self.full_precision and torch.is_autocast_enabled(encoded.device.type):
+            with torch.autocast(encoded.device.type, enabled=False):
+                return self._decode(encoded.float(), mask, layout, table.float())
+        return self._decode(encoded, mask, layout, table)
+
+    def _decode(self, encoded: Tensor, mask: TokenMask, layout: TokenLayout, table: Tensor) -> Tensor:
+        num_visible = mask.visible.shape[1]
+        seen = self.context(encoded)
+        visible, rest = seen[:, :num_visible], seen[:, num_visible:]
+        queries = self._queries(visible, mask, layout, table)
+        places = mask.visible
+        embedded = visible + self.modality_embeddings[places // layout.num_tokens] + table[places % layout.num_tokens]
+        keys = None
+        if mask.real is not None:
+            keys = torch.cat([mask.real, mask.real.new_ones(len(rest), rest.shape[1])], dim=1)
+        context = torch.cat([embedded.to(rest.dtype), rest], dim=1)
+        x = self.cross(self.query_norm(queries), self.context_norm(context), keys)
+        x = x + self.mlp(self.out_norm(x))
+        for block in self.blocks:
+            x = block(x)
+        return unpatchify(self.out(x), self.patch, layout.grid)
+
+    def _queries(self, visible: Tensor, mask: TokenMask, layout: TokenLayout, table: Tensor) -> Tensor:
+        """The target's slice of the sequence: its visible tokens in their places, mask tokens elsewhere."""
+        number = layout.num_tokens
+        queries = self.mask_token.to(visible.dtype).expand(len(visible), number + 1, -1)
+        if self.modality not in layout.names:
+            return queries[:, :number] + table
+        place = mask.visible - layout.start(self.modality)
+        inside = (place >= 0) & (place < number)
+        if mask.real is not None:
+            inside = inside & mask.real
+        place = torch.where(inside, place, number)  # one place more than there are tokens takes all others
+        queries = queries.scatter(1, place[..., None].expand_as(visible), visible)[:, :number]
+        return queries + self.modality_embeddings[layout.names.index(self.modality)] + table
+
+
+class MultiMAE(nn.Module):
+    """Encoder and one decoder per target view.
+
+    `model(batch, mask)` predicts every target from the visible tokens; both arguments are explicit, so the model is
+    deterministic. Source: "MultiMAE Meets Earth Observation", Sosa et al., ICIP 2025.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoders = nn.ModuleDict({str(v): Decoder(v, config) for v in config.target_views})
+        self.decoder_positions = positions(config, config.decoder_dim, "bilinear")
+
+    def forward(self, batch: Batch, mask: TokenMask) -> dict[str, Float[Tensor, "b c h w"]]:
+        """batch: rasters in physical units -> {view: network numbers} on the grid of the view's modality.
+
+        Modalities that are no inputs are ignored, absent inputs count as valid nowhere.
+        """
+        layout = layout_of(self.config, batch)
+        encoded = self.encoder(batch, mask)
+        table = self.decoder_positions(layout.grid)
+        return {view: decoder(encoded, mask, layout, table) for view, decoder in self.views()}
+
+    def views(self) -> Iterator[tuple[str, Decoder]]:
+        """The targets and their decoders, in the model's order."""
+        return ((view, cast(Decoder, decoder)) for view, decoder in self.decoders.items())
+
+    def reconstruct(self, batch: Batch, mask: TokenMask) -> dict[str, Tensor]:
+        """As `forward`, but in physical units or class codes.
+
+        Views standardised per patch or sample take their level and scale from the batch (see `Standardize.decode`).
+        """
+        full = with_absent(self.config, batch, tuple(self.config.modalities))
+        predicted = self(batch, mask)
+        return {v: d.codec.decode(predicted[v].float(), full[d.modality]) for v, d in self.views()}
+
+
+def positions(config: ModelConfig, dim: int, mode: str) -> PositionTable:
+    """The position table of a model for tokens of width `dim`."""
+    table, grid = TABLE_SIZE // config.patch_size, config.image_size // config.patch_size
+    return PositionTable(dim, table, mode, grid, None if config.positions == "resized" else grid / table)
+
+
+def with_absent(config: ModelConfig, batch: Batch, names: Sequence[str] | None = None) -> Batch:
+    """The batch with every absent modality as a raster that is valid nowhere (docs/design.md, G)."""
+    names = config.input_modalities if names is None else names
+    present = next(iter(batch))
+    first, stride = batch[present], config.modalities[present].stride
+    *leading, _, rows, columns = first.values.shape
+    full = {}
+    for name in names:
+        if name in batch:
+            full[name] = batch[name]
+            continue
+        modality = config.modalities[name]
+        size = (rows * stride // modality.stride, columns * stride // modality.stride)
+        values = torch.zeros(*leading, len(modality.bands), *size, device=first.values.device)
+        full[name] = Raster(values, torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(first.product))
+    return full
+
+
+def initialise(module: nn.Module) -> None:
+    """Model.md, section 4: Xavier-uniform linear layers (q, k, v apart), zero biases, truncated normal tokens."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    for name, parts in (("qkv", 3), ("kv", 2)):
+        if isinstance(layer := getattr(module, name, None), nn.Linear):
+            for part in layer.weight.chunk(parts):
+                nn.init.xavier_uniform_(part)
+    if isinstance(module, Tokenizer) and module.categorical:
+        bound = 3**0.5 * module.one_hot_std
+        nn.init.uniform_(module.proj.weight, -bound, bound)
+    for name in ("global_tokens", "mask_token", "modality_embeddings"):
+        if isinstance(token := getattr(module, name, None), nn.Parameter):
+            nn.init.trunc_normal_(token, std=0.02)

@@ -1,0 +1,23 @@
+"""Shape annotations are checked while testing, and what tests share: the folder of shared data, small batches."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+# Not for compile tests: the hook breaks torch.compile(fullgraph=True); they run in a process of their own.
+if not os.environ.get("MULTIMAE_EO_UNCHECKED"):
+    jaxtyping.install_import_hook(
+        [f"multimae_eo.{m}" for m in ("raster", "codecs", "layers", "masking", "model", "losses")], "beartype.beartype"
+    )
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("MULTIMAE_EO_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared data: {SHARED} does not exist (set MULTIMAE_EO_SHARED)")
+    return SHARED
