@@ -36,9 +36,13 @@ class Standardize(nn.Module):
             rows = [getattr(s, name) for s in modality.statistics.values()]
             self.register_buffer(name, torch.tensor(rows, dtype=torch.float32)[:, :, None, None], persistent=False)
 
+    def valid(self, raster: Raster) -> Bool[Tensor, "b c h w"]:
+        """Which network numbers are valid."""
+        return raster.valid.expand_as(raster.values)
+
     def encode(self, raster: Raster) -> Encoded:
         """Raster in physical units -> Encoded; invalid values, whatever they are, become 0."""
-        valid = raster.valid.expand_as(raster.values)
+        valid = self.valid(raster)
         scores = (raster.values.float() - self.mean[raster.product]) / self.std[raster.product]
         scores = torch.where(valid, scores, 0.0)
         shift, scale = self._local(scores, valid)
@@ -50,7 +54,7 @@ class Standardize(nn.Module):
         like: gives the product and, for views standardised per patch or sample, the level and scale that such a view
         does not know, from its valid values; without a valid value these stay at the statistics of the product.
         """
-        valid = like.valid.expand_as(like.values)
+        valid = self.valid(like)
         mean, std = self.mean[like.product], self.std[like.product]
         scores = torch.where(valid, (like.values.float() - mean) / std, 0.0)
         shift, scale = self._local(scores, valid)
@@ -73,14 +77,20 @@ class OneHot(nn.Module):
         super().__init__()
         self.register_buffer("codes", torch.tensor(modality.codes), persistent=False)
 
+    def valid(self, raster: Raster) -> Bool[Tensor, "b 1 h w"]:
+        """Which pixels are of a known class."""
+        return self._one_hot(raster).any(dim=-3, keepdim=True)
+
     def encode(self, raster: Raster) -> Encoded:
         """Raster of class codes [b, 1, h, w] -> Encoded with one channel per class."""
-        one_hot = (raster.values == self.codes.to(raster.values.dtype)[:, None, None]) & raster.valid
-        return Encoded(one_hot.float(), one_hot.any(dim=-3, keepdim=True))
+        return Encoded(self._one_hot(raster).float(), self.valid(raster))
 
     def decode(self, values: Float[Tensor, "b c h w"], like: Raster | None = None) -> Shaped[Tensor, "b 1 h w"]:
         """Scores per class -> class codes."""
         return self.codes[values.argmax(dim=-3, keepdim=True)]
+
+    def _one_hot(self, raster: Raster) -> Bool[Tensor, "b c h w"]:
+        return (raster.values == self.codes.to(raster.values.dtype)[:, None, None]) & raster.valid
 
 
 Codec = Standardize | OneHot

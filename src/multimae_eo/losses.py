@@ -27,21 +27,17 @@ class ViewLosses(NamedTuple):
         return self.total / self.samples.clamp(min=1)
 
 
-def pixel_errors(
-    predicted: Float[Tensor, "b c h w"], target: Encoded, kind: str
-) -> tuple[Float[Tensor, "b h w"], Bool[Tensor, "b h w"]]:
-    """Error per pixel, averaged over its valid channels, and which pixels have one.
+def pixel_errors(predicted: Float[Tensor, "b c h w"], target: Encoded, kind: str) -> Float[Tensor, "b h w"]:
+    """Error per pixel, averaged over its valid channels; 0 where there is none.
 
     kind: "squared", "absolute" or "cross_entropy" (one-hot target).
     """
     predicted = predicted.float()
     if kind == "cross_entropy":
-        error = -(target.values * predicted.log_softmax(dim=1)).sum(dim=1)
-        return error, target.valid[:, 0]
+        return -(target.values * predicted.log_softmax(dim=1)).sum(dim=1)
     difference = torch.where(target.valid, predicted - target.values, 0.0)
     error = difference.square() if kind == "squared" else difference.abs()
-    number = target.valid.sum(dim=1)
-    return error.sum(dim=1) / number.clamp(min=1), number > 0
+    return error.sum(dim=1) / target.valid.sum(dim=1).clamp(min=1)
 
 
 def sample_means(error: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"]) -> tuple[Tensor, Tensor]:
@@ -51,23 +47,28 @@ def sample_means(error: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"]) 
     return means.sum(), (number > 0).sum().float()
 
 
-def hidden_pixels(model: MultiMAE, batch: Batch, mask: TokenMask | None) -> dict[str, Bool[Tensor, "b h w"]]:
-    """Per modality of the targets: the pixels whose token is hidden; all of them where it is no input, or mask None."""
+def counted_pixels(model: MultiMAE, batch: Batch, mask: TokenMask | None) -> dict[str, Bool[Tensor, "b h w"]]:
+    """Per view of the targets: the valid pixels whose token is hidden.
+
+    All valid ones count where the modality is no input, or with mask None.
+    """
     layout = layout_of(model.config, batch)
-    rows, columns = layout.grid
-    size = len(next(iter(batch.values())).values)
-    device = next(iter(batch.values())).values.device
-    everything = torch.ones(size, rows, columns, dtype=torch.bool, device=device)
+    full = with_absent(model.config, batch, tuple(model.config.modalities))
     hidden = None if mask is None else mask.hidden(*layout.shape)
     pixels = {}
-    for name, modality in model.config.modalities.items():
-        tokens = everything
-        if hidden is not None and name in layout.names:
-            tokens = hidden[:, layout.names.index(name)].unflatten(1, (rows, columns))
-        edge = model.config.patch_edge(name)
-        pixels[name] = tokens.repeat_interleave(edge, dim=1).repeat_interleave(edge, dim=2)
-        assert pixels[name].shape[1] * modality.stride == rows * model.config.patch_size
+    for view, decoder in model.views():
+        known = decoder.codec.valid(full[decoder.modality]).any(dim=1)
+        if hidden is not None and decoder.modality in layout.names:
+            tokens = hidden[:, layout.names.index(decoder.modality)].unflatten(1, layout.grid)
+            edge = decoder.patch
+            known = known & tokens.repeat_interleave(edge, dim=1).repeat_interleave(edge, dim=2)
+        pixels[view] = known
     return pixels
+
+
+def count_samples(model: MultiMAE, batch: Batch, mask: TokenMask | None) -> Float[Tensor, " t"]:
+    """How many samples count for each target; known before any forward pass, so that it can be summed over ranks."""
+    return torch.stack([p.any(dim=(1, 2)).sum().float() for p in counted_pixels(model, batch, mask).values()])
 
 
 def loss_kind(model: MultiMAE, decoder: Decoder) -> str:
@@ -79,30 +80,34 @@ def loss_kind(model: MultiMAE, decoder: Decoder) -> str:
 def reconstruction_losses(
     model: MultiMAE, predicted: dict[str, Tensor], batch: Batch, mask: TokenMask | None
 ) -> ViewLosses:
-    """Losses of predictions against the batch over hidden valid pixels (docs/model.md, section 6); mask None counts all.
+    """Losses of predictions against the batch over hidden valid pixels (docs/model.md, section 6); mask None: over all.
 
     predicted: network numbers per view, as `MultiMAE.forward` returns them; batch: rasters in physical units.
     Modalities absent from the batch count no sample, and their parameters get a gradient of exactly zero.
     """
     full = with_absent(model.config, batch, tuple(model.config.modalities))
-    hidden = hidden_pixels(model, batch, mask)
-    totals, samples = [], []
+    counted = counted_pixels(model, batch, mask)
+    pairs = []
     for view, decoder in model.views():
         target = decoder.codec.encode(full[decoder.modality])
-        error, known = pixel_errors(predicted[view], target, loss_kind(model, decoder))
-        total, number = sample_means(error, known & hidden[decoder.modality])
-        totals.append(total)
-        samples.append(number)
+        error = pixel_errors(predicted[view], target, loss_kind(model, decoder))
+        pairs.append(sample_means(error, counted[view]))
+    totals, samples = zip(*pairs, strict=True)
     return ViewLosses(torch.stack(totals), torch.stack(samples))
 
 
 class UncertaintyWeights(nn.Module):
-    """Learned weights exp(-s) L + s, one s per view; nothing for a view that no sample of the batch has."""
+    """Learned weights: exp(-s) L + s with one s per view, and nothing for a view that no sample of the batch has."""
 
     def __init__(self, num_views: int):
         super().__init__()
         self.log_variance = nn.Parameter(torch.zeros(num_views))
 
-    def forward(self, losses: Float[Tensor, " t"], present: Bool[Tensor, " t"]) -> Float[Tensor, " t"]:
-        """losses: means per view; present: which views any sample of the global batch has."""
-        return torch.where(present, (-self.log_variance).exp() * losses + self.log_variance, 0.0)
+    def forward(
+        self, losses: Float[Tensor, " t"], present: Bool[Tensor, " t"], share: float = 1.0
+    ) -> Float[Tensor, " t"]:
+        """losses: parts that sum to the means per view; present: views that any sample of the global batch has.
+
+        share: the part of the batch that these losses stand for, so that s is added once in all.
+        """
+        return torch.where(present, (-self.log_variance).exp() * losses + share * self.log_variance, 0.0)

@@ -125,8 +125,7 @@ class Encoder(nn.Module):
 
     def _validity(self, name: str, raster: Raster) -> Tensor:
         tokenizer = self._tokenizer(name)
-        valid = tokenizer.codec.encode(raster).valid if tokenizer.categorical else raster.valid
-        return token_valid(valid, tokenizer.patch)
+        return token_valid(tokenizer.codec.valid(raster), tokenizer.patch)
 
     def _sequence(self, batch: Batch, mask: TokenMask | None) -> tuple[Tensor, Tensor | None]:
         layout = layout_of(self.config, batch)

@@ -1,0 +1,1 @@
+"""Tasks: an encoder with a head and a loss each, and their Lightning modules; this file imports nothing."""

@@ -1,0 +1,219 @@
+"""The command line: options are typed dataclasses, work is imported only when it starts, user errors exit with 2."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from multimae_eo import __version__
+from multimae_eo.data.import_options import ImportOptions
+from multimae_eo.errors import MultiMAEError
+from multimae_eo.options import PretrainOptions, demo_options
+
+
+@dataclass
+class ConvertOptions:
+    """Convert weights in the public layout of the paper's code into a checkpoint directory.
+
+    Args:
+        checkpoint: a .pth or .safetensors file; a .pth is read without executing it.
+        out_dir: the directory to write.
+    """
+
+    checkpoint: Path
+    out_dir: Path
+
+
+@dataclass
+class ReconstructOptions:
+    """Draw what a checkpoint makes of some tiles of a data set.
+
+    Args:
+        checkpoint: a checkpoint directory.
+        root: folder of a data set in the MMEarth layout.
+        split: which tiles.
+        tiles: how many, evenly spread over the split.
+        num_visible: visible tokens per tile.
+        seed: decides the masks.
+        out: the picture.
+    """
+
+    checkpoint: Path
+    root: Path
+    split: Literal["train", "val", "test"] = "val"
+    tiles: int = 3
+    num_visible: int = 49
+    seed: int = 0
+    out: Path = Path("reconstruction.png")
+
+
+@dataclass
+class SynthesizeOptions:
+    """Write a synthetic world in the MMEarth layout; needs no download.
+
+    Args:
+        out: folder to write the data set into.
+        name: of the data set.
+        tiles: number of tiles.
+        tile_px: edge of a tile in pixels of 10 m.
+        seed: decides the world.
+        workers: processes; default: one per core.
+    """
+
+    out: Path = Path("data")
+    name: str = "synthetic"
+    tiles: int = 1000
+    tile_px: int = 64
+    seed: int = 0
+    workers: int | None = None
+
+
+@dataclass
+class DemoOptions:
+    """Write a synthetic world, pre-train a small model on it, and compare it with trivial predictors.
+
+    Args:
+        out: folder of the run; an earlier demo there is replaced.
+        tiles: of the world.
+        pretrain: options of the run; data.root and out are set by the demo.
+    """
+
+    out: Path = Path("runs/demo")
+    tiles: int = 1000
+    pretrain: PretrainOptions = field(default_factory=demo_options)
+
+
+def _pretrain(options: PretrainOptions) -> None:
+    from multimae_eo.tasks.run import pretrain
+
+    pretrain(options)
+    print(f"Look at {options.out}/reconstruction.png and curves.png; the model is in {options.out}/checkpoint.")
+
+
+def _reconstruct(options: ReconstructOptions) -> None:
+    from multimae_eo.tasks.run import reconstruct
+
+    picture = reconstruct(
+        options.checkpoint,
+        options.root,
+        split=options.split,
+        tiles=options.tiles,
+        num_visible=options.num_visible,
+        seed=options.seed,
+        out=options.out,
+    )
+    print(f"Look at {picture}.")
+
+
+def _convert(options: ConvertOptions) -> None:
+    from multimae_eo.reference import convert
+
+    print(convert(options.checkpoint, options.out_dir))
+    print(f"Wrote {options.out_dir}.")
+
+
+def _import(options: ImportOptions) -> None:
+    from multimae_eo.data.geotiff import import_geotiffs
+
+    import_geotiffs(options)
+
+
+def _synthesize(options: SynthesizeOptions) -> None:
+    from multimae_eo.data.synthetic import generate
+
+    def show(done: int, of: int) -> None:
+        print(f"\r{done}/{of} tiles", end="" if done < of else "\n", file=sys.stderr, flush=True)
+
+    world = {key: value for key, value in vars(options).items() if key not in ("out", "name")}
+    print(f"Wrote {generate(options.out, options.name, **world, progress=show)}.")
+
+
+def _demo(options: DemoOptions) -> None:
+    from multimae_eo.tasks.demo import demo
+
+    demo(options.out, options.tiles, options.pretrain)
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "pretrain": (PretrainOptions, _pretrain),
+    "reconstruct": (ReconstructOptions, _reconstruct),
+    "convert": (ConvertOptions, _convert),
+    "import": (ImportOptions, _import),
+    "synthesize": (SynthesizeOptions, _synthesize),
+    "demo": (DemoOptions, _demo),
+}
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors take few lines, suggest the nearest option, and exit with 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        print(f"error: {shorten(message, options_of(self))}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def options_of(parser: ArgumentParser) -> list[str]:
+    """The names of all options of a parser."""
+    return [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+
+
+def shorten(message: str, known: list[str]) -> str:
+    """The lines of a parser's message that say something, with the nearest option for one that is unknown."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = " ".join(lines[:6])
+    unknown = re.search(r"[Kk]ey ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
+    if unknown and (name := unknown.group(1) or unknown.group(2)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        leaf = difflib.get_close_matches(name.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.6)
+        guess = near or [k for k in known if leaf and k.split(".")[-1] == leaf[0]][:1]
+        if guess:
+            text += f" Did you mean '{guess[0]}'?"
+    return text
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="multimae-eo", description="Multi-modal masked autoencoders for Earth observation.")
+    parser.add_argument("--version", action="version", version=f"multimae-eo {__version__}")
+    commands = parser.add_subcommands(metavar="COMMAND", help="see multimae-eo COMMAND --help")
+    for name, (options, _) in COMMANDS.items():
+        command = Parser(description=(options.__doc__ or "").split("\n")[0])
+        command.add_argument("--config", action="config", help="a YAML file with any of the options below")
+        command.add_class_arguments(options, None, as_positional=True)
+        commands.add_subcommand(name, command, help=(options.__doc__ or "").split("\n")[0])
+    return parser
+
+
+def reason(error: BaseException) -> str:
+    """The message of a user error; of one raised in a loading process, without that process's traceback."""
+    text = str(error)
+    if text.startswith("Caught "):
+        text = re.split(r"\n(?:[\w.]+\.)?\w+Error: ", text)[-1]
+    return text.strip()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `multimae-eo` command."""
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    name = parsed.subcommand
+    chosen: Namespace = parser.instantiate_classes(parsed)[name]
+    chosen.pop("config", None)
+    options, run = COMMANDS[name]
+    try:
+        run(options(**{key: getattr(chosen, key) for key in vars(chosen)}))
+    except MultiMAEError as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

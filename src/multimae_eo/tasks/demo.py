@@ -1,0 +1,89 @@
+"""The demo: a synthetic world, a small model pre-trained on it, and a comparison with trivial predictors."""
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multimae_eo.data.synthetic import generate
+from multimae_eo.errors import ConfigError
+from multimae_eo.options import PretrainOptions
+from multimae_eo.tasks.baselines import NAMES, class_priors, trivial_losses
+from multimae_eo.tasks.run import Result, pretrain
+
+PACKAGES = ("multimae-eo", "torch", "lightning", "numpy", "h5py")
+# Training batches that the prior of the classes is taken from.
+PRIOR_BATCHES = 30
+
+
+def demo(out: Path, tiles: int, options: PretrainOptions) -> dict[str, Any]:
+    """Run the demo and write `out`: data/, checkpoint/, metrics.csv, pictures and summary.json (returned)."""
+    if out.exists():
+        if not (out / "summary.json").exists() and any(out.iterdir()) and not (out / "data").exists():
+            raise ConfigError(f"'{out}' is not empty and is no earlier demo; choose another --out.")
+        shutil.rmtree(out)
+    began = time.perf_counter()
+    folder = generate(out.with_name(f".{out.name}-world"), "synthetic", tiles=tiles, seed=options.seed)
+    print(f"Wrote a synthetic world of {tiles} tiles in {time.perf_counter() - began:.0f} s; pre-training.", flush=True)
+    run = dataclasses.replace(options, out=out, data=dataclasses.replace(options.data, root=folder))
+    started = time.perf_counter()
+    result = pretrain(run)
+    seconds = time.perf_counter() - started
+    shutil.move(folder.parent, out / "data")
+    table = compare(result)
+    summary = {"pretrain": {"seconds": round(seconds, 1), "validation": table}, "versions": versions()}
+    partial = out / ".summary.json.partial"
+    partial.write_text(json.dumps(summary, indent=1) + "\n")
+    os.replace(partial, out / "summary.json")
+    report(out, table, time.perf_counter() - began)
+    return summary
+
+
+def compare(result: Result) -> dict[str, dict[str, float]]:
+    """Per view: the model's validation loss before and after, and that of the trivial predictors on the same pixels."""
+    task, data = result.task, result.data
+    data.tiles.close()
+    with torch.no_grad():
+        priors = class_priors(task.model, (example.batch for example in islice(data.training_batches(), PRIOR_BATCHES)))
+        sums: dict[tuple[str, str], list[torch.Tensor]] = {}
+        for example in data.validation_batches():
+            losses = trivial_losses(task.model, example.batch, task.mask(example), priors)
+            for view, by_name in losses.items():
+                for name, pair in by_name.items():
+                    sums.setdefault((view, name), []).append(torch.stack(pair))
+    table = {view: {"first": result.first[view], "last": result.last[view]} for view in result.last}
+    for (view, name), pairs in sums.items():
+        total, samples = torch.stack(pairs).sum(dim=0).tolist()
+        table[view][name] = total / max(1.0, samples)
+    return table
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide the numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def report(out: Path, table: dict[str, dict[str, float]], seconds: float) -> None:
+    """Print a short table, and where to look."""
+    columns = ("first", "last", *NAMES)
+    print(f"\nvalidation loss {'':10}" + "".join(f"{c:>14}" for c in columns))
+    for view, row in table.items():
+        print(f"  {view:24}" + "".join(f"{row[c]:14.3f}" for c in columns) + verdict(view, row))
+    print(f"\nDone in {seconds:.0f} s. Look at:")
+    for name in ("reconstruction.png", "curves.png", "summary.json", "metrics.csv", "checkpoint"):
+        print(f"  {out / name}")
+
+
+def verdict(view: str, row: dict[str, float]) -> str:
+    """Whether the model beats all trivial predictors; views per patch are reported, not compared."""
+    if view.endswith(":patch"):
+        return "  (not compared)"
+    return "  beats all three" if row["last"] < min(row[name] for name in NAMES) else "  does NOT beat all three"

@@ -1,0 +1,181 @@
+"""Pre-training: masked reconstruction of every view, as a Lightning module, and the run around it."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+import torch.distributed
+from torch import Tensor
+
+from multimae_eo.config import ModelConfig
+from multimae_eo.errors import MultiMAEError
+from multimae_eo.losses import UncertaintyWeights, ViewLosses, count_samples, reconstruction_losses
+from multimae_eo.masking import TokenMask, place_mask
+from multimae_eo.model import MultiMAE
+from multimae_eo.optim import learning_rate, parameter_groups
+from multimae_eo.options import PretrainOptions
+from multimae_eo.raster import Batch, Raster
+from multimae_eo.tasks.examples import Example
+
+
+class DivergedError(MultiMAEError):
+    """The loss or its gradient was not finite for too many steps in a row."""
+
+
+def metric_name(view: str) -> str:
+    """A view in the name of a metric: "rgb:patch" becomes "rgb_per_patch", which every logger accepts."""
+    return view.replace(":", "_per_")
+
+
+class PretrainTask(lightning.LightningModule):
+    """MultiMAE with its losses and optimizer.
+
+    A step works through its share of the batch in micro-batches; counts are summed over these and over all devices
+    first, so that neither number changes the result (docs/model.md, section 6). A step whose loss or gradient is not
+    finite changes nothing: the optimizer skips it by a flag on the device, without waiting for the host.
+    """
+
+    skipped: Tensor
+    skipped_in_a_row: Tensor
+
+    def __init__(self, config: ModelConfig, options: PretrainOptions):
+        super().__init__()
+        self.automatic_optimization = False
+        self.options = options
+        self.model = MultiMAE(config)
+        self.weights = UncertaintyWeights(len(config.targets)) if options.optim.weighting == "uncertainty" else None
+        self.register_buffer("skipped", torch.zeros(()))
+        self.register_buffer("skipped_in_a_row", torch.zeros(()))
+        self.names = [metric_name(view) for view, _ in self.model.views()]
+        self.start_step = 0  # what `validate` outside of `fit` is logged under
+        self.validation: dict[str, float] = {}
+        self._validation: list[ViewLosses] = []
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The columns of metrics.csv."""
+        train = ["train/loss", *(f"train/{n}" for n in self.names), "train/lr", "train/grad_norm", "train/skipped"]
+        return [*train, "val/loss", *(f"val/{n}" for n in self.names)]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optim = self.options.optim
+        groups = parameter_groups(self, optim.weight_decay)
+        return torch.optim.AdamW(groups, lr=optim.warmup_lr, betas=optim.betas, fused=True)
+
+    def mask(self, example: Example) -> TokenMask:
+        """The masks that the noise of the examples gives on the validity of their tokens."""
+        mask = self.options.mask
+        valid = self.model.encoder.valid_tokens(example.batch)
+        return place_mask(valid, example.noise, mask.num_visible, keys=mask.short_samples == "mask")
+
+    def training_step(self, example: Example, _: int) -> None:
+        mask = self.mask(example)
+        samples = self._sum(count_samples(self.model, example.batch, mask))
+        totals = self._backward(example.batch, mask, samples)
+        norm = self._update()
+        if (self.global_step % self.options.trainer.log_every) == 0:
+            self._log_step(self._sum(totals) / samples.clamp(min=1), norm)
+
+    def _backward(self, batch: Batch, mask: TokenMask, samples: Tensor) -> Tensor:
+        """Gradients of the loss of the global batch; returns this device's sums of losses per view."""
+        parts = split(batch, mask, self.options.optim.micro_batches)
+        devices, sums = self.trainer.world_size, torch.zeros_like(samples)
+        for index, (rasters, places) in enumerate(parts):
+            self._synchronise(index == len(parts) - 1)
+            total = reconstruction_losses(self.model, self.model(rasters, places), rasters, places).total
+            losses = total / samples.clamp(min=1)
+            if self.weights is not None:
+                losses = self.weights(losses, samples > 0, 1 / (devices * len(parts)))
+            self.manual_backward(devices * losses.sum())  # devices: their gradients are averaged
+            sums += total.detach()
+        return sums
+
+    def _update(self) -> Tensor:
+        """One optimizer step, skipped where the gradient is not finite; returns the norm of the gradient."""
+        optim, optimizer = self.options.optim, self.optimizers()
+        assert not isinstance(optimizer, list)
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+        bad = (~norm.isfinite()).float()
+        if optim.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.global_step)
+        optimizer.optimizer.found_inf = bad
+        optimizer.step()
+        optimizer.zero_grad()
+        self.skipped += bad
+        self.skipped_in_a_row.copy_((self.skipped_in_a_row + 1) * bad)
+        return norm
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        optim = self.options.optim
+        per_epoch = self.trainer.datamodule.per_epoch  # type: ignore[attr-defined]
+        warmup = round(optim.warmup_epochs * per_epoch) if optim.warmup_steps is None else optim.warmup_steps
+        peak = optim.lr * optim.batch_size / 256
+        steps = self.trainer.max_steps
+        return learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup, warmup_lr=optim.warmup_lr)
+
+    def _log_step(self, losses: Tensor, norm: Tensor) -> None:
+        if self.skipped_in_a_row > self.options.optim.max_skipped:
+            raise DivergedError(
+                f"step {self.global_step}: the gradient was not finite for {int(self.skipped_in_a_row)} steps in a row. "
+                "Lower optim.lr, set optim.clip_norm, or look at the last tiles; the last saved state is good."
+            )
+        values = {f"train/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
+        rate = self.learning_rate(self.global_step - 1)
+        extra = {"train/lr": rate, "train/grad_norm": norm, "train/skipped": self.skipped}
+        self._write({"train/loss": losses.sum(), **values, **extra})
+        self.log("loss", losses.sum(), prog_bar=True, logger=False)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        step = self.global_step if self.trainer.state.fn == "fit" else self.start_step
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+
+    def validation_step(self, example: Example, _: int) -> None:
+        mask = self.mask(example)
+        predicted = self.model(example.batch, mask)
+        self._validation.append(reconstruction_losses(self.model, predicted, example.batch, mask))
+
+    def on_validation_epoch_end(self) -> None:
+        total, samples = (torch.stack(part).sum(dim=0) for part in zip(*self._validation, strict=True))
+        self._validation.clear()
+        losses = ViewLosses(self._sum(total), self._sum(samples)).mean()
+        values = {f"val/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
+        self._write({"val/loss": losses.sum(), **values})
+        self.log("val_loss", losses.sum(), prog_bar=True, logger=False)
+        self.validation = {view: float(loss) for (view, _), loss in zip(self.model.views(), losses, strict=True)}
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Sum over devices."""
+        if self.trainer.world_size > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _synchronise(self, wanted: bool) -> None:
+        """Whether the next backward pass averages gradients over devices: only that of the last micro-batch does."""
+        wrapped = self.trainer.model
+        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+            wrapped.require_backward_grad_sync = wanted
+
+
+def split(batch: Batch, mask: TokenMask, parts: int) -> list[tuple[Batch, TokenMask]]:
+    """Cut a batch and its mask into parts of about equal size."""
+    number = len(mask.visible)
+    bounds = [number * i // parts for i in range(parts + 1)]
+    pieces = []
+    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        if high > low:
+            rasters = {name: Raster(*(part[low:high] for part in raster)) for name, raster in batch.items()}
+            real = None if mask.real is None else mask.real[low:high]
+            pieces.append((rasters, TokenMask(mask.visible[low:high], real)))
+    return pieces
+
+
+def state_path(out: Path) -> Path:
+    """The state that a run resumes from: weights, optimizer, step."""
+    return out / "state" / "last.ckpt"

@@ -1,0 +1,213 @@
+"""A pre-training run: checks its options, builds data, task and Trainer, trains, and leaves a checkpoint and pictures."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from torch.utils.data import default_collate
+
+from multimae_eo import checkpoint, visualize
+from multimae_eo.data.mmearth import MMEarth, read_statistics
+from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.options import MaskOptions, PretrainOptions
+from multimae_eo.masking import MaskNoise, place_mask
+from multimae_eo.raster import Raster
+from multimae_eo.tasks.examples import VALIDATE, Example, Examples, PretrainData
+from multimae_eo.tasks.pretrain import PretrainTask, metric_name, state_path
+from multimae_eo.tasks.rows import Rows, read_rows, truncate
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves in memory: the trained task, its data, and the validation losses per view before and after."""
+
+    task: PretrainTask
+    data: PretrainData
+    first: dict[str, float]
+    last: dict[str, float]
+
+
+def build(options: PretrainOptions) -> tuple[PretrainTask, PretrainData]:
+    """The data and the task of some options; the statistics of the data set become the model's."""
+    if options.data.root is None:
+        raise ConfigError("data.root is not set; give the folder of a data set in the MMEarth layout.")
+    draft = options.model.config()
+    modalities = read_statistics(options.data.root, draft.modalities.values())
+    config = options.model.config(modalities)
+    if options.mask.num_visible > len(config.inputs) * (config.image_size // config.patch_size) ** 2:
+        raise ConfigError(f"mask.num_visible {options.mask.num_visible} is more than all tokens of the inputs.")
+    data = PretrainData(MMEarth(options.data.root, list(config.modalities.values())), config, options)
+    lightning.seed_everything(options.seed, verbose=False)
+    return PretrainTask(config, options), data
+
+
+def prepare(options: PretrainOptions) -> Path | None:
+    """The state to resume from, if any; raises ConfigError rather than write into a run that exists."""
+    state = state_path(options.out)
+    if options.resume and state.exists():
+        return state
+    if options.out.exists() and any(options.out.iterdir()) and not options.resume:
+        raise ConfigError(
+            f"'{options.out}' is not empty; give --resume true to go on with that run, or another --out."
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def pretrain(options: PretrainOptions) -> Result:
+    """Run pre-training as the options say; see docs/pretrain.md for what it writes."""
+    task, data = build(options)
+    resumed = prepare(options)
+    steps = options.optim.steps or options.optim.epochs * data.per_epoch
+    done = int(torch.load(resumed, weights_only=True, mmap=True)["global_step"]) if resumed else 0
+    every = min(options.trainer.val_every, steps)
+    if resumed:
+        truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
+    trainer = build_trainer(options, task, steps)
+    path = str(resumed) if resumed else None
+    task.start_step = done
+    if done % every == 0:  # at the start, or where the state was saved before the validation of its step
+        trainer.validate(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+    trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+    finish(options, task, data, trainer)
+    first = next(row for row in read_rows(options.out / "metrics.csv") if row["kind"] == "val")
+    before = {view: float(first[f"val/{metric_name(view)}"]) for view in task.validation}
+    return Result(task, data, before, task.validation)
+
+
+def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> lightning.Trainer:
+    """Lightning's Trainer: one pass over a stream of `steps` batches."""
+    run = options.trainer
+    quiet()
+    return lightning.Trainer(
+        accelerator=run.accelerator,
+        devices=run.devices,
+        num_nodes=run.nodes,
+        precision=run.precision,
+        max_steps=steps,
+        max_epochs=1,
+        val_check_interval=min(run.val_every, steps),
+        num_sanity_val_steps=0,
+        log_every_n_steps=run.log_every,
+        logger=build_loggers(options, task),
+        callbacks=build_callbacks(options),
+        use_distributed_sampler=False,
+        enable_progress_bar=run.progress,
+        enable_model_summary=False,
+        default_root_dir=options.out,
+    )
+
+
+def quiet() -> None:
+    """Silence what Lightning says that is not about this run: tips, devices, and advice that does not apply here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # data.workers is the user's choice
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on there
+        ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one wanted
+        ".*LeafSpec.* is deprecated.*",  # lightning 2.6 with torch 2.13
+        ".*loading a checkpoint outside the 'fit' stage.*",  # validation of a resumed moving average
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def build_loggers(options: PretrainOptions, task: PretrainTask) -> list[Logger]:
+    """metrics.csv, and the loggers that the options name; these are imported only then."""
+    loggers: list[Logger] = [Rows(options.out / "metrics.csv", task.metric_names)]
+    for name in options.trainer.loggers:
+        try:
+            if name == "tensorboard":
+                from lightning.pytorch.loggers import TensorBoardLogger
+
+                loggers.append(TensorBoardLogger(options.out, name="tensorboard", version=""))
+            elif name == "wandb":
+                from lightning.pytorch.loggers import WandbLogger
+
+                loggers.append(WandbLogger(project="multimae-eo", save_dir=options.out, name=options.out.name))
+            else:
+                from lightning.pytorch.loggers import MLFlowLogger
+
+                loggers.append(MLFlowLogger("multimae-eo", run_name=options.out.name, save_dir=str(options.out / "mlruns")))
+        except ImportError as error:
+            raise ConfigError(f"trainer.loggers: '{name}' is not installed: pip install {name}.") from error
+    return loggers
+
+
+def build_callbacks(options: PretrainOptions) -> list[Callback]:
+    """Saved states, pictures, the moving average and the progress bar."""
+    run, state = options.trainer, state_path(options.out)
+    saving = ModelCheckpoint(
+        dirpath=state.parent, filename=state.stem, every_n_train_steps=run.save_every, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [saving]
+    if options.optim.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=options.optim.ema, use_buffers=False))
+    if run.panels > 0:
+        callbacks.append(Panels(options.out / "panels", run.panels))
+    if run.progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=max(1, run.log_every // 5)))
+    return callbacks
+
+
+class Panels(Callback):
+    """Draws the same few validation tiles after every validation, on the first device."""
+
+    def __init__(self, folder: Path, number: int):
+        self.folder, self.number = folder, number
+
+    def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        assert isinstance(task, PretrainTask)
+        if trainer.is_global_zero:
+            step = trainer.global_step if trainer.state.fn == "fit" else task.start_step
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            draw(task, data, self.number, self.folder / f"step_{step:07d}.png", title=f"step {step}")
+
+
+def draw(task: PretrainTask, data: PretrainData, number: int, path: Path, *, title: str) -> None:
+    """A reconstruction picture of validation tiles, evenly spread over the split."""
+    rows = data.rows["val"]
+    chosen = rows[[len(rows) * i // number for i in range(min(number, len(rows)))]]
+    examples = [data.examples(VALIDATE)[0, int(row)] for row in chosen]
+    example: Example = move_to(default_collate(examples), task.device)
+    names = [data.tiles.tile_id(int(row)) for row in chosen]
+    visualize.save_panels(task.model, example.batch, task.mask(example), path, names=names, title=title)
+
+
+def move_to(example: Example, device: torch.device) -> Example:
+    """The example on another device."""
+    batch = {name: Raster(*(part.to(device) for part in raster)) for name, raster in example.batch.items()}
+    return Example(batch, MaskNoise(*(part.to(device) for part in example.noise)), example.row)
+
+
+def finish(options: PretrainOptions, task: PretrainTask, data: PretrainData, trainer: lightning.Trainer) -> None:
+    """Write the checkpoint directory and the last pictures, once."""
+    if not trainer.is_global_zero:
+        return
+    checkpoint.save(task.model, options.out / "checkpoint", extra={"steps": trainer.global_step, "seed": options.seed})
+    if options.trainer.panels > 0:
+        draw(task, data, options.trainer.panels, options.out / "reconstruction.png", title=f"step {trainer.global_step}")
+        visualize.save_curves(options.out / "metrics.csv", options.out / "curves.png")
+
+
+def reconstruct(
+    directory: Path, root: Path, *, split: str, tiles: int, num_visible: int, seed: int, out: Path
+) -> Path:
+    """Draw what the model of a checkpoint directory makes of the central crops of some tiles of a data set."""
+    model = checkpoint.load(directory)
+    options = PretrainOptions(seed=seed, mask=MaskOptions(num_visible=num_visible))
+    source = MMEarth(root, list(model.config.modalities.values()))
+    rows = source.splits(val_fraction=options.data.val_fraction, seed=seed)[split]
+    if not len(rows):
+        raise DataError(f"'{source.path}': split '{split}' is empty.")
+    chosen = rows[[len(rows) * i // tiles for i in range(min(tiles, len(rows)))]]
+    examples = Examples(source, model.config, options, VALIDATE)
+    example: Example = default_collate([examples[0, int(row)] for row in chosen])
+    mask = place_mask(model.encoder.valid_tokens(example.batch), example.noise, num_visible)
+    names = [source.tile_id(int(row)) for row in chosen]
+    title = f"{directory.name}, {num_visible} visible tokens"
+    return visualize.save_panels(model, example.batch, mask, out, names=names, title=title)
