@@ -80,7 +80,7 @@ def loss_kind(model: MultiMAE, decoder: Decoder) -> str:
 def reconstruction_losses(
     model: MultiMAE, predicted: dict[str, Tensor], batch: Batch, mask: TokenMask | None
 ) -> ViewLosses:
-    """Losses of predictions against the batch over hidden valid pixels (docs/model.md, section 6); mask None: over all.
+    """Losses of predictions against the batch over hidden valid pixels (docs/model.md, 6); mask None: over all.
 
     predicted: network numbers per view, as `MultiMAE.forward` returns them; batch: rasters in physical units.
     Modalities absent from the batch count no sample, and their parameters get a gradient of exactly zero.

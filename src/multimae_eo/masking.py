@@ -78,7 +78,7 @@ def place_mask(valid: Bool[Tensor, "b m n"], noise: MaskNoise, num_visible: int,
     """The mask that some randomness gives on some validity: exactly `num_visible` tokens, none of them invalid.
 
     Visible are the tokens with the smallest (rank + 1/2) / G_m, rank among the valid tokens of a modality and
-    G_m ~ Gamma(alpha_m): Sainte-Lague apportionment of the budget to Dirichlet votes (docs/model.md, section 3), in three
+    G_m ~ Gamma(alpha_m): Sainte-Lague apportionment of the budget to Dirichlet votes (docs/model.md, 3), in three
     tiers: chosen modalities, the others, invalid tokens. Where a sample has fewer valid tokens than the budget, its
     mask holds invalid tokens too, which `TokenMask.real` then marks: pass keys=True, or check `enough_tokens` before.
     """

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
         self.tokenizers = nn.ModuleDict({v.modality: Tokenizer(v, config) for v in config.input_views})
         self.positions = nn.ModuleDict({mode: positions(config, config.dim, mode) for mode in ("bicubic", "bilinear")})
         self.global_tokens = nn.Parameter(torch.zeros(1, config.num_global_tokens, config.dim))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([Block(config.dim, config.heads, rate) for rate in rates])
         self.apply(initialise)
 
@@ -189,7 +190,9 @@ class Decoder(nn.Module):
         visible, rest = seen[:, :num_visible], seen[:, num_visible:]
         queries = self._queries(visible, mask, layout, table)
         places = mask.visible
-        embedded = visible + self.modality_embeddings[places // layout.num_tokens] + table[places % layout.num_tokens]
+        # A product instead of an index: its gradient is the same to the bit every time, and has no atomic sums.
+        which = F.one_hot(places // layout.num_tokens, len(layout.names)).to(self.modality_embeddings.dtype)
+        embedded = visible + which @ self.modality_embeddings + table[places % layout.num_tokens]
         keys = None
         if mask.real is not None:
             keys = torch.cat([mask.real, mask.real.new_ones(len(rest), rest.shape[1])], dim=1)

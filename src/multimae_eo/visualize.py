@@ -38,8 +38,8 @@ def save_panels(
 ) -> Path:
     """Draw what the model makes of a batch: per view (rows) target, what was visible, reconstruction and error.
 
-    batch: rasters [b, c, h, w] in physical units; names: one per sample, which stand side by side. Three bands are shown
-    as red, green and blue with one stretch per view and sample, else the first band with a colour bar in its unit.
+    batch: rasters [b, c, h, w] in physical units; names: one per sample, which stand side by side. Three bands are
+    shown as red, green and blue with one stretch per view and sample, else the first band with its colour bar.
     """
     was_training = model.training
     model.eval()
@@ -63,9 +63,7 @@ def save_panels(
     return _save(figure, path)
 
 
-def _strip(
-    model: MultiMAE, decoder: Decoder, batch: Batch, mask: TokenMask, predicted: Tensor, sample: int
-) -> Strip:
+def _strip(model: MultiMAE, decoder: Decoder, batch: Batch, mask: TokenMask, predicted: Tensor, sample: int) -> Strip:
     layout = layout_of(model.config, batch)
     raster: Raster = with_absent(model.config, batch, (decoder.modality,))[decoder.modality]
     hidden = torch.ones(layout.grid, dtype=torch.bool)

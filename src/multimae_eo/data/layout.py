@@ -22,6 +22,9 @@ from multimae_eo.errors import DataError
 
 SENTINEL2_CHANNELS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B08", "B09", "B10", "B11", "B12")
 
+SPLITS = ("train", "val", "test")
+TILE_ID_BYTES = 100
+
 
 class ArraySpec(NamedTuple):
     """One array of the HDF5 file: its channels, its type on disk, and what is written where nothing was measured."""
@@ -144,6 +147,7 @@ class LayoutWriter:
         self.name, self.tile_px, self.arrays = name, tile_px, tuple(arrays)
         self._partial = Path(root) / f".{name}.partial-{os.getpid()}"
         self._tiles: list[Tile] = []
+        self._ids: set[str] = set()
         self._moments: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> "LayoutWriter":
@@ -158,8 +162,12 @@ class LayoutWriter:
         return self
 
     def add(self, encoded: EncodedTile) -> None:
-        """Append one tile."""
-        row = len(self._tiles)
+        """Append one tile; its id must be new and fit the file's 100 bytes."""
+        row, tile = len(self._tiles), encoded.tile
+        if tile.tile_id in self._ids or len(tile.tile_id.encode()) > TILE_ID_BYTES:
+            raise DataError(f"tile id '{tile.tile_id}' is given twice, or is longer than {TILE_ID_BYTES} bytes.")
+        if tile.split not in SPLITS:
+            raise DataError(f"tile '{tile.tile_id}': split '{tile.split}' is none of {', '.join(SPLITS)}.")
         for name in self.arrays:
             dataset = self._file[name]
             if row >= len(dataset):
@@ -167,7 +175,8 @@ class LayoutWriter:
             dataset.id.write_direct_chunk((row, 0, 0, 0), encoded.chunks[name])
         for key, part in encoded.moments.items():
             self._moments[key] = _merge(self._moments[key], part) if key in self._moments else part
-        self._tiles.append(encoded.tile)
+        self._ids.add(tile.tile_id)
+        self._tiles.append(tile)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -188,7 +197,7 @@ class LayoutWriter:
             self._file[name].resize(len(self._tiles), axis=0)
         self._write_places()
         self._file.close()
-        splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        splits: dict[str, list[int]] = {split: [] for split in SPLITS}
         for row, tile in enumerate(self._tiles):
             splits[tile.split].append(row)
         self._write_json("band_stats", {key: _statistics(m) for key, m in sorted(self._moments.items())})
@@ -203,12 +212,12 @@ class LayoutWriter:
             pairs = np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
             self._file.create_dataset(name, data=pairs, chunks=(1, 2), compression="gzip")
         rows = [(t.tile_id.encode(), t.product.lower().encode()) for t in tiles]
-        kind = np.dtype([("tile_id", "S100"), ("S2_type", "S10")])
+        kind = np.dtype([("tile_id", f"S{TILE_ID_BYTES}"), ("S2_type", "S10")])
         self._file.create_dataset("metadata", data=np.array(rows, kind), chunks=(1,))
 
     def _info(self, tile: Tile) -> dict[str, Any]:
-        known = {"S2_DATE": tile.date, "S2_type": tile.product.lower(), "CRS": tile.crs, "lat": tile.lat, "lon": tile.lon}
-        return {**known, **tile.extra}
+        known = {"S2_DATE": tile.date, "S2_type": tile.product.lower(), "CRS": tile.crs}
+        return {**known, "lat": tile.lat, "lon": tile.lon, **tile.extra}
 
     def _write_json(self, kind: str, content: object) -> None:
         with open(self._partial / f"{self.name}_{kind}.json", "w") as file:

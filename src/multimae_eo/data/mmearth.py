@@ -16,16 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from multimae_eo.data.layout import ADDRESSES, ARRAYS, Address, valid_pixels
+from multimae_eo.data.layout import ADDRESSES, ARRAYS, SPLITS, Address, valid_pixels
 from multimae_eo.errors import ConfigError, DataError, StatisticsError
-from multimae_eo.modalities import Categorical, Continuous, Modality, Statistics
+from multimae_eo.modalities import Continuous, Modality, Statistics
 from multimae_eo.raster import Batch, Raster
-
-SPLITS = ("train", "val", "test")
 
 
 def find(root: str | os.PathLike[str]) -> tuple[Path, str]:
-    """The folder and NAME of the data set at `root`: a folder with NAME.h5, or the parent of exactly one such folder."""
+    """The folder and NAME of the data set at `root`: a folder with NAME.h5, or the parent of just one such."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"'{root}' is no folder; expected one that holds NAME.h5 and its side files.")

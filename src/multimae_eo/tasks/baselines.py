@@ -10,8 +10,8 @@ from multimae_eo.codecs import Encoded
 from multimae_eo.layers import patchify
 from multimae_eo.losses import counted_pixels, loss_kind, pixel_errors, sample_means
 from multimae_eo.masking import TokenMask
-from multimae_eo.model import Decoder, MultiMAE, layout_of, with_absent
 from multimae_eo.modalities import Categorical
+from multimae_eo.model import Decoder, MultiMAE, layout_of, with_absent
 from multimae_eo.raster import Batch
 
 NAMES = ("band_mean", "visible_mean", "nearest_patch")

@@ -27,17 +27,16 @@ PRIOR_BATCHES = 30
 def demo(out: Path, tiles: int, options: PretrainOptions) -> dict[str, Any]:
     """Run the demo and write `out`: data/, checkpoint/, metrics.csv, pictures and summary.json (returned)."""
     if out.exists():
-        if not (out / "summary.json").exists() and any(out.iterdir()) and not (out / "data").exists():
+        if any(out.iterdir()) and not (out / "data" / "synthetic").exists():
             raise ConfigError(f"'{out}' is not empty and is no earlier demo; choose another --out.")
         shutil.rmtree(out)
     began = time.perf_counter()
-    folder = generate(out.with_name(f".{out.name}-world"), "synthetic", tiles=tiles, seed=options.seed)
+    folder = generate(out / "data", "synthetic", tiles=tiles, seed=options.seed)
     print(f"Wrote a synthetic world of {tiles} tiles in {time.perf_counter() - began:.0f} s; pre-training.", flush=True)
     run = dataclasses.replace(options, out=out, data=dataclasses.replace(options.data, root=folder))
     started = time.perf_counter()
     result = pretrain(run)
     seconds = time.perf_counter() - started
-    shutil.move(folder.parent, out / "data")
     table = compare(result)
     summary = {"pretrain": {"seconds": round(seconds, 1), "validation": table}, "versions": versions()}
     partial = out / ".summary.json.partial"

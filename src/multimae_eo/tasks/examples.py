@@ -166,7 +166,9 @@ class PretrainData(lightning.LightningDataModule):
     def training_batches(self) -> DataLoader[Example]:
         """The training examples of the first epoch, in batches."""
         size = self.options.optim.batch_size
-        return self._loader(TRAIN, Steps(self.rows["train"], batch_size=size, steps=self.per_epoch, seed=self.options.seed))
+        return self._loader(
+            TRAIN, Steps(self.rows["train"], batch_size=size, steps=self.per_epoch, seed=self.options.seed)
+        )
 
     def examples(self, purpose: int) -> Examples:
         """The examples themselves, in this process."""

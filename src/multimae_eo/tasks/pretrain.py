@@ -102,7 +102,7 @@ class PretrainTask(lightning.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.global_step)
-        optimizer.optimizer.found_inf = bad
+        optimizer.optimizer.found_inf = bad  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
         self.skipped += bad
@@ -121,8 +121,8 @@ class PretrainTask(lightning.LightningModule):
     def _log_step(self, losses: Tensor, norm: Tensor) -> None:
         if self.skipped_in_a_row > self.options.optim.max_skipped:
             raise DivergedError(
-                f"step {self.global_step}: the gradient was not finite for {int(self.skipped_in_a_row)} steps in a row. "
-                "Lower optim.lr, set optim.clip_norm, or look at the last tiles; the last saved state is good."
+                f"step {self.global_step}: the gradient was not finite for {int(self.skipped_in_a_row)} steps in "
+                "a row. Lower optim.lr, set optim.clip_norm, or look at the last tiles; the last saved state is good."
             )
         values = {f"train/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
         rate = self.learning_rate(self.global_step - 1)

@@ -1,4 +1,4 @@
-"""A pre-training run: checks its options, builds data, task and Trainer, trains, and leaves a checkpoint and pictures."""
+"""A pre-training run: builds data, task and Trainer from the options, trains, leaves a checkpoint and pictures."""
 
 import logging
 import warnings
@@ -14,8 +14,8 @@ from torch.utils.data import default_collate
 from multimae_eo import checkpoint, visualize
 from multimae_eo.data.mmearth import MMEarth, read_statistics
 from multimae_eo.errors import ConfigError, DataError
-from multimae_eo.options import MaskOptions, PretrainOptions
 from multimae_eo.masking import MaskNoise, place_mask
+from multimae_eo.options import MaskOptions, PretrainOptions
 from multimae_eo.raster import Raster
 from multimae_eo.tasks.examples import VALIDATE, Example, Examples, PretrainData
 from multimae_eo.tasks.pretrain import PretrainTask, metric_name, state_path
@@ -51,10 +51,8 @@ def prepare(options: PretrainOptions) -> Path | None:
     state = state_path(options.out)
     if options.resume and state.exists():
         return state
-    if options.out.exists() and any(options.out.iterdir()) and not options.resume:
-        raise ConfigError(
-            f"'{options.out}' is not empty; give --resume true to go on with that run, or another --out."
-        )
+    if (options.out / "metrics.csv").exists() and not options.resume:
+        raise ConfigError(f"'{options.out}' holds a run; give --resume true to go on with it, or another --out.")
     options.out.mkdir(parents=True, exist_ok=True)
     return None
 
@@ -110,6 +108,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # data.workers is the user's choice
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on there
         ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one wanted
+        ".*your dataloader is not resumable.*",  # its batches are a function of the step, and it skips those done
         ".*LeafSpec.* is deprecated.*",  # lightning 2.6 with torch 2.13
         ".*loading a checkpoint outside the 'fit' stage.*",  # validation of a resumed moving average
     ):
@@ -132,7 +131,9 @@ def build_loggers(options: PretrainOptions, task: PretrainTask) -> list[Logger]:
             else:
                 from lightning.pytorch.loggers import MLFlowLogger
 
-                loggers.append(MLFlowLogger("multimae-eo", run_name=options.out.name, save_dir=str(options.out / "mlruns")))
+                loggers.append(
+                    MLFlowLogger("multimae-eo", run_name=options.out.name, save_dir=str(options.out / "mlruns"))
+                )
         except ImportError as error:
             raise ConfigError(f"trainer.loggers: '{name}' is not installed: pip install {name}.") from error
     return loggers
@@ -190,13 +191,13 @@ def finish(options: PretrainOptions, task: PretrainTask, data: PretrainData, tra
         return
     checkpoint.save(task.model, options.out / "checkpoint", extra={"steps": trainer.global_step, "seed": options.seed})
     if options.trainer.panels > 0:
-        draw(task, data, options.trainer.panels, options.out / "reconstruction.png", title=f"step {trainer.global_step}")
+        draw(
+            task, data, options.trainer.panels, options.out / "reconstruction.png", title=f"step {trainer.global_step}"
+        )
         visualize.save_curves(options.out / "metrics.csv", options.out / "curves.png")
 
 
-def reconstruct(
-    directory: Path, root: Path, *, split: str, tiles: int, num_visible: int, seed: int, out: Path
-) -> Path:
+def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visible: int, seed: int, out: Path) -> Path:
     """Draw what the model of a checkpoint directory makes of the central crops of some tiles of a data set."""
     model = checkpoint.load(directory)
     options = PretrainOptions(seed=seed, mask=MaskOptions(num_visible=num_visible))
