@@ -216,7 +216,7 @@ def get_modality(name: str, modalities: Mapping[str, Modality] = MODALITIES) -> 
     return modalities[name]
 
 
-# Every other spelling of a band that is met in files and in other libraries, in lower case.
+# Other spellings of bands that are met in files and in other libraries, in lower case.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "B01": ("b1", "coastal", "coastal_aerosol", "coastal aerosol"),
     "B02": ("b2", "blue"),
@@ -231,14 +231,12 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "B10": ("cirrus",),
     "B11": ("swir_1", "swir16"),
     "B12": ("swir_2", "swir22"),
-    "VV": (),
-    "VH": (),
     "dem": ("elevation", "height"),
     "worldcover": ("lulc", "land_cover", "landcover"),
     "chm": ("canopy_height",),
 }
-BANDS = tuple(_ALIASES)
-_CANONICAL = {alias: band for band, aliases in _ALIASES.items() for alias in (band.lower(), *aliases)}
+BANDS = tuple(dict.fromkeys([*_ALIASES, *(band for m in _ENTRIES for band in m.bands)]))
+_CANONICAL = {alias: band for band in BANDS for alias in (band.lower(), *_ALIASES.get(band, ()))}
 
 
 def canonical_band(name: str) -> str:

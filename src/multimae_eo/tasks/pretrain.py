@@ -1,5 +1,6 @@
 """Pre-training: masked reconstruction of every view, as a Lightning module, and the run around it."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def split(batch: Batch, mask: TokenMask, parts: int) -> list[tuple[Batch, TokenM
     number = len(mask.visible)
     bounds = [number * i // parts for i in range(parts + 1)]
     pieces = []
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in itertools.pairwise(bounds):
         if high > low:
             rasters = {name: Raster(*(part[low:high] for part in raster)) for name, raster in batch.items()}
             real = None if mask.real is None else mask.real[low:high]
