@@ -43,10 +43,11 @@ class Standardize(nn.Module):
     def encode(self, raster: Raster) -> Encoded:
         """Raster in physical units -> Encoded; invalid values, whatever they are, become 0."""
         valid = self.valid(raster)
-        scores = (raster.values.float() - self.mean[raster.product]) / self.std[raster.product]
-        scores = torch.where(valid, scores, 0.0)
-        shift, scale = self._local(scores, valid)
-        return Encoded(torch.where(valid, (scores - shift) / scale, 0.0), valid)
+        scores = self._scores(raster, valid)
+        if self.standardize != "band":
+            shift, scale = self._local(scores, valid)
+            scores = ((scores - shift) / scale).masked_fill_(~valid, 0.0)
+        return Encoded(scores, valid)
 
     def decode(self, values: Float[Tensor, "b c h w"], like: Raster) -> Float[Tensor, "b c h w"]:
         """Network numbers -> physical units.
@@ -54,18 +55,18 @@ class Standardize(nn.Module):
         like: gives the product and, for views standardised per patch or sample, the level and scale that such a view
         does not know, from its valid values; without a valid value these stay at the statistics of the product.
         """
-        valid = self.valid(like)
-        mean, std = self.mean[like.product], self.std[like.product]
-        scores = torch.where(valid, (like.values.float() - mean) / std, 0.0)
-        shift, scale = self._local(scores, valid)
-        return (values * scale + shift) * std + mean
+        if self.standardize != "band":
+            valid = self.valid(like)
+            shift, scale = self._local(self._scores(like, valid), valid)
+            values = values * scale + shift
+        return values * self.std[like.product] + self.mean[like.product]
+
+    def _scores(self, raster: Raster, valid: Tensor) -> Tensor:
+        scores = (raster.values.float() - self.mean[raster.product]) / self.std[raster.product]
+        return scores.masked_fill_(~valid, 0.0)
 
     def _local(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        if self.standardize == "patch":
-            return patch_moments(scores, valid, self.patch)
-        if self.standardize == "sample":
-            return trimmed_moments(scores, valid)
-        return scores.new_zeros(()), scores.new_ones(())
+        return patch_moments(scores, valid, self.patch) if self.standardize == "patch" else trimmed_moments(scores, valid)
 
 
 class OneHot(nn.Module):

@@ -25,7 +25,7 @@ Positions = Literal["resized", "fixed_pitch"]
 
 # Base and large are the paper's (docs/model.md, section 4); the decoder sizes are the reference's defaults.
 SIZES: Mapping[str, Mapping[str, int]] = {
-    "demo": {"dim": 96, "depth": 4, "heads": 3, "decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
+    "demo": {"dim": 96, "depth": 4, "heads": 3, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "tiny": {"dim": 192, "depth": 12, "heads": 3, "decoder_dim": 128, "decoder_depth": 2, "decoder_heads": 8},
     "small": {"dim": 384, "depth": 12, "heads": 6, "decoder_dim": 128, "decoder_depth": 2, "decoder_heads": 8},
     "base": {"dim": 768, "depth": 12, "heads": 12, "decoder_dim": 128, "decoder_depth": 2, "decoder_heads": 8},

@@ -35,7 +35,7 @@ def pixel_errors(predicted: Float[Tensor, "b c h w"], target: Encoded, kind: str
     predicted = predicted.float()
     if kind == "cross_entropy":
         return -(target.values * predicted.log_softmax(dim=1)).sum(dim=1)
-    difference = torch.where(target.valid, predicted - target.values, 0.0)
+    difference = (predicted - target.values).masked_fill(~target.valid, 0.0)
     error = difference.square() if kind == "squared" else difference.abs()
     return error.sum(dim=1) / target.valid.sum(dim=1).clamp(min=1)
 
@@ -43,7 +43,7 @@ def pixel_errors(predicted: Float[Tensor, "b c h w"], target: Encoded, kind: str
 def sample_means(error: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"]) -> tuple[Tensor, Tensor]:
     """Mean over the counted pixels of each sample -> (sum over samples, number of samples with any), scalars."""
     number = counted.sum(dim=(1, 2))
-    means = torch.where(counted, error, 0.0).sum(dim=(1, 2)) / number.clamp(min=1)
+    means = error.masked_fill(~counted, 0.0).sum(dim=(1, 2)) / number.clamp(min=1)
     return means.sum(), (number > 0).sum().float()
 
 

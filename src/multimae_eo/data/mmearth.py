@@ -119,6 +119,7 @@ class MMEarth(Dataset[Batch]):
         self.modalities = tuple(modalities)
         self.path = self.folder / f"{self.name}.h5"
         self._open: tuple[int, h5py.File] | None = None
+        self._datasets: dict[str, h5py.Dataset] = {}
         addresses = [_address(m, b, p) for m in modalities for b in m.bands for p in m.products]
         self._arrays = tuple(dict.fromkeys(a.array for a in addresses))
         self._kinds: dict[str, str] | None = None
@@ -195,7 +196,7 @@ class MMEarth(Dataset[Batch]):
     def _file(self) -> h5py.File:
         if self._open is None or self._open[0] != os.getpid():
             try:
-                self._open = (os.getpid(), h5py.File(self.path, "r"))
+                self._open, self._datasets = (os.getpid(), h5py.File(self.path, "r")), {}
             except OSError as error:
                 raise DataError(f"'{self.path}' cannot be read as HDF5, it may be truncated: {error}.") from error
         return self._open[1]
@@ -204,20 +205,21 @@ class MMEarth(Dataset[Batch]):
         """Close the file; the next read opens it again."""
         if self._open is not None and self._open[0] == os.getpid():
             self._open[1].close()
-        self._open = None
+        self._open, self._datasets = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_open": None, "_datasets": {}}
 
     def _read(self, name: str, row: int) -> np.ndarray:
+        file = self._file()
         try:
-            return self._file()[name][row]
-        except (OSError, ValueError, IndexError) as error:
+            if name not in self._datasets:
+                self._datasets[name] = file[name]
+            return self._datasets[name][row]
+        except (OSError, ValueError, IndexError, KeyError) as error:
             raise DataError(f"'{self.path}', array '{name}', row {row} cannot be read: {error}.") from error
 
     def _metadata(self, row: int) -> Any:
-        if "metadata" not in self._file():
-            raise DataError(f"'{self.path}' has no array 'metadata' with the names of its tiles.")
         return self._read("metadata", row)
 
     def _s2_type(self, row: int) -> str | None:

@@ -64,7 +64,8 @@ class Examples(Dataset[Example]):
         batch = own_grids(self._cut(self.tiles[row], random), self.config.modalities.values())
         if self.mask.short_samples == "error":
             number = sum(self._num_valid(name, batch[name]) for name in self.config.input_modalities)
-            enough_tokens(number, self.mask.num_visible, f"tile '{self.tiles.tile_id(row)}' (row {row})")
+            if number < self.mask.num_visible:  # the name costs a read, so it is looked up only now
+                enough_tokens(number, self.mask.num_visible, f"tile '{self.tiles.tile_id(row)}' (row {row})")
         noise = draw_noise(random, self.shape, alpha=self.alphas, random_subset=self.mask.random_subset)
         return Example(batch, noise, row)
 
