@@ -21,3 +21,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no shared data: {SHARED} does not exist (set MULTIMAE_EO_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A small synthetic world in the MMEarth layout."""
+    from multimae_eo.data.synthetic import generate
+
+    return generate(tmp_path_factory.mktemp("world"), "synthetic", tiles=60, seed=3, val_fraction=0.2)

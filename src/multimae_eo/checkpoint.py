@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -124,7 +123,5 @@ def load_encoder(directory: str | os.PathLike[str]) -> Encoder:
 
 
 def describe(module: nn.Module) -> str:
-    """One line: the number of parameters, and where they are."""
-    count = sum(p.numel() for p in module.parameters())
-    device = next(iter(module.parameters()), torch.empty(0)).device
-    return f"{count / 1e6:.2f} M parameters on {device}"
+    """The size of a model in words."""
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"

@@ -158,16 +158,19 @@ class Parser(ArgumentParser):
 
 
 def options_of(parser: ArgumentParser) -> list[str]:
-    """The names of all options of a parser."""
-    return [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    """The names of all options of a parser and its commands."""
+    names = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    commands = getattr(getattr(parser, "_subcommands_action", None), "_name_parser_map", {})
+    return names + [name for command in commands.values() for name in options_of(command)]
 
 
 def shorten(message: str, known: list[str]) -> str:
     """The lines of a parser's message that say something, with the nearest option for one that is unknown."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(lines[:6])
-    unknown = re.search(r"[Kk]ey ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
-    if unknown and (name := unknown.group(1) or unknown.group(2)):
+    unknown = re.search(r"(?:[Kk]ey|option) ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
+    name = unknown and (unknown.group(1) or unknown.group(2))
+    if name and name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         leaf = difflib.get_close_matches(name.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.6)
         guess = near or [k for k in known if leaf and k.split(".")[-1] == leaf[0]][:1]
@@ -178,11 +181,13 @@ def shorten(message: str, known: list[str]) -> str:
 
 def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = Parser(prog="multimae-eo", description="Multi-modal masked autoencoders for Earth observation.")
+    parser = Parser(
+        prog="multimae-eo", allow_abbrev=False, description="Multi-modal masked autoencoders for Earth observation."
+    )
     parser.add_argument("--version", action="version", version=f"multimae-eo {__version__}")
     commands = parser.add_subcommands(metavar="COMMAND", help="see multimae-eo COMMAND --help")
     for name, (options, _) in COMMANDS.items():
-        command = Parser(description=(options.__doc__ or "").split("\n")[0])
+        command = Parser(allow_abbrev=False, description=(options.__doc__ or "").split("\n")[0])
         command.add_argument("--config", action="config", help="a YAML file with any of the options below")
         command.add_class_arguments(options, None, as_positional=True)
         commands.add_subcommand(name, command, help=(options.__doc__ or "").split("\n")[0])
@@ -202,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     name = parsed.subcommand
-    chosen: Namespace = parser.instantiate_classes(parsed)[name]
+    chosen: Namespace = parser.instantiate(parsed)[name]
     chosen.pop("config", None)
     options, run = COMMANDS[name]
     try:

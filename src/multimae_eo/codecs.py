@@ -66,7 +66,9 @@ class Standardize(nn.Module):
         return scores.masked_fill_(~valid, 0.0)
 
     def _local(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        return patch_moments(scores, valid, self.patch) if self.standardize == "patch" else trimmed_moments(scores, valid)
+        return (
+            patch_moments(scores, valid, self.patch) if self.standardize == "patch" else trimmed_moments(scores, valid)
+        )
 
 
 class OneHot(nn.Module):

@@ -198,10 +198,10 @@ class PretrainOptions:
 
 
 def demo_options() -> PretrainOptions:
-    """A run that two cores finish in about two minutes."""
+    """A run that two cores finish in about two minutes; a loading process would compete with torch for them."""
     return PretrainOptions(
         model=ModelOptions(size="demo"),
-        data=DataOptions(workers=1),
-        optim=OptimOptions(batch_size=32, steps=800, lr=1.6e-2, warmup_steps=40, clip_norm=1.0),
-        trainer=TrainerOptions(accelerator="cpu", devices=1, val_every=400, save_every=400, log_every=20),
+        data=DataOptions(workers=0),
+        optim=OptimOptions(batch_size=32, steps=600, lr=1.6e-2, warmup_steps=40, clip_norm=1.0),
+        trainer=TrainerOptions(accelerator="cpu", devices=1, val_every=200, save_every=200, log_every=20),
     )

@@ -17,6 +17,8 @@ from multimae_eo.data.synthetic import generate
 from multimae_eo.errors import ConfigError
 from multimae_eo.options import PretrainOptions
 from multimae_eo.tasks.baselines import NAMES, class_priors, trivial_losses
+from multimae_eo.tasks.pretrain import metric_name
+from multimae_eo.tasks.rows import read_rows
 from multimae_eo.tasks.run import Result, pretrain
 
 PACKAGES = ("multimae-eo", "torch", "lightning", "numpy", "h5py")
@@ -37,7 +39,7 @@ def demo(out: Path, tiles: int, options: PretrainOptions) -> dict[str, Any]:
     started = time.perf_counter()
     result = pretrain(run)
     seconds = time.perf_counter() - started
-    table = compare(result)
+    table = compare(result, out / "metrics.csv")
     summary = {"pretrain": {"seconds": round(seconds, 1), "validation": table}, "versions": versions()}
     partial = out / ".summary.json.partial"
     partial.write_text(json.dumps(summary, indent=1) + "\n")
@@ -46,7 +48,7 @@ def demo(out: Path, tiles: int, options: PretrainOptions) -> dict[str, Any]:
     return summary
 
 
-def compare(result: Result) -> dict[str, dict[str, float]]:
+def compare(result: Result, metrics: Path) -> dict[str, dict[str, float]]:
     """Per view: the model's validation loss before and after, and that of the trivial predictors on the same pixels."""
     task, data = result.task, result.data
     data.tiles.close()
@@ -58,7 +60,8 @@ def compare(result: Result) -> dict[str, dict[str, float]]:
             for view, by_name in losses.items():
                 for name, pair in by_name.items():
                     sums.setdefault((view, name), []).append(torch.stack(pair))
-    table = {view: {"first": result.first[view], "last": result.last[view]} for view in result.last}
+    before = next(row for row in read_rows(metrics) if row["kind"] == "val")
+    table = {v: {"first": float(before[f"val/{metric_name(v)}"]), "last": loss} for v, loss in result.last.items()}
     for (view, name), pairs in sums.items():
         total, samples = torch.stack(pairs).sum(dim=0).tolist()
         table[view][name] = total / max(1.0, samples)

@@ -1,5 +1,7 @@
 """A pre-training run: builds data, task and Trainer from the options, trains, leaves a checkpoint and pictures."""
 
+import dataclasses
+import json
 import logging
 import warnings
 from dataclasses import dataclass
@@ -7,8 +9,10 @@ from pathlib import Path
 
 import lightning.pytorch as lightning
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import default_collate
 
 from multimae_eo import checkpoint, visualize
@@ -18,17 +22,16 @@ from multimae_eo.masking import MaskNoise, place_mask
 from multimae_eo.options import MaskOptions, PretrainOptions
 from multimae_eo.raster import Raster
 from multimae_eo.tasks.examples import VALIDATE, Example, Examples, PretrainData
-from multimae_eo.tasks.pretrain import PretrainTask, metric_name, state_path
-from multimae_eo.tasks.rows import Rows, read_rows, truncate
+from multimae_eo.tasks.pretrain import PretrainTask, state_path
+from multimae_eo.tasks.rows import Rows, truncate
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves in memory: the trained task, its data, and the validation losses per view before and after."""
+    """What a run leaves in memory: the trained task, its data, and the last validation losses per view."""
 
     task: PretrainTask
     data: PretrainData
-    first: dict[str, float]
     last: dict[str, float]
 
 
@@ -62,7 +65,10 @@ def pretrain(options: PretrainOptions) -> Result:
     task, data = build(options)
     resumed = prepare(options)
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
-    done = int(torch.load(resumed, weights_only=True, mmap=True)["global_step"]) if resumed else 0
+    write_options(options)
+    done = start_of(resumed)
+    size, train, val = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
+    rank_zero_only(print)(f"Pre-training {size} on {train} tiles, {val} held out: steps {done} to {steps}.", flush=True)
     every = min(options.trainer.val_every, steps)
     if resumed:
         truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
@@ -73,9 +79,18 @@ def pretrain(options: PretrainOptions) -> Result:
         trainer.validate(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
     trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
     finish(options, task, data, trainer)
-    first = next(row for row in read_rows(options.out / "metrics.csv") if row["kind"] == "val")
-    before = {view: float(first[f"val/{metric_name(view)}"]) for view in task.validation}
-    return Result(task, data, before, task.validation)
+    return Result(task, data, task.validation)
+
+
+def start_of(state: Path | None) -> int:
+    """The step that a saved state was written at; 0 without one."""
+    return int(torch.load(state, weights_only=True, mmap=True)["global_step"]) if state else 0
+
+
+def write_options(options: PretrainOptions) -> None:
+    """Keep the options of a run beside what comes of it; `--config OUT/config.yaml` repeats the run."""
+    content = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    (options.out / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> lightning.Trainer:

@@ -96,9 +96,7 @@ def _natural(place: Place, terrain: Terrain, patches: np.ndarray, moisture: np.n
     clearing = patches[2] > 2.1 - 0.8 * place.people  # wind, fire and axe
     codes = np.where((codes == TREE) & clearing, np.where(patches[0] > 0, GRASS, SHRUB), codes)
     cold = warmest < 10
-    tundra = np.select(
-        [moisture < 0.2, warmest + 1.5 * patches[2] < 6.5, patches[1] > 0.4], [BARE, MOSS, SHRUB], GRASS
-    )
+    tundra = np.select([moisture < 0.2, warmest + 1.5 * patches[2] < 6.5, patches[1] > 0.4], [BARE, MOSS, SHRUB], GRASS)
     codes = np.where(cold, tundra, codes)
     codes = np.where((warmest < 2.5) & (patches[1] > -0.6), BARE, codes)
     steep = terrain.slope + np.radians(3) * patches[2]
@@ -107,9 +105,7 @@ def _natural(place: Place, terrain: Terrain, patches: np.ndarray, moisture: np.n
     return np.where(ice, SNOW, codes).astype(np.uint8)
 
 
-def _shores(
-    place: Place, terrain: Terrain, patches: np.ndarray, moisture: np.ndarray, codes: np.ndarray
-) -> np.ndarray:
+def _shores(place: Place, terrain: Terrain, patches: np.ndarray, moisture: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Beaches, marshes and bogs, and mangroves where no month is colder than 16 C."""
     low, level = terrain.above_water_m, terrain.slope < np.radians(2.5)
     warm = place.celsius(terrain.height_m, "warmest") > 3

@@ -96,8 +96,11 @@ def class_shares(code: int, place: Place, terrain: Terrain, cover: Cover, surfac
         case c.MANGROVE:
             return {"broadleaf": 0.55 + 0.2 * texture, "turbid water": 0.3 - 0.2 * texture, "shade": 0.15 * one}
         case c.MOSS:
-            return _sparse(soil, 0.2 * one, {"lichen": 0.3 + 0.4 * texture, "herb": 0.3 * s.green,
-                                             "straw": 0.5 - 0.4 * texture - 0.3 * s.green})
+            return _sparse(
+                soil,
+                0.2 * one,
+                {"lichen": 0.3 + 0.4 * texture, "herb": 0.3 * s.green, "straw": 0.5 - 0.4 * texture - 0.3 * s.green},
+            )
         case c.BARE:
             rock = ramp(terrain.slope, np.radians(8), np.radians(35)) + ramp(place.mean_c, 2, -6)
             rock = np.clip(0.15 + 0.8 * rock, 0, 0.95)

@@ -100,9 +100,7 @@ def _river(
     return height, distance < half_width, level
 
 
-def _coast(
-    rng: np.random.Generator, height: np.ndarray, distance: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _coast(rng: np.random.Generator, height: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """The sea on one side; on the other, land that rises from the beach and whose relief fades in."""
     rise = float(rng.choice([0.02, 0.08, 0.6], p=[0.45, 0.35, 0.2]))  # m per pixel: tidal flat, plain, cliff
     inland = distance.clip(0)

@@ -1,0 +1,27 @@
+"""Check a demo's summary.json: under three minutes, and better than all trivial predictors on every compared view."""
+
+import json
+import sys
+
+LIMIT_SECONDS = 180
+
+
+def main(path: str) -> None:
+    """Print the comparison and exit with 1 where the demo misses its mark."""
+    with open(path) as file:
+        run = json.load(file)["pretrain"]
+    missed = []
+    for view, row in run["validation"].items():
+        best = min(row[name] for name in ("band_mean", "visible_mean", "nearest_patch"))
+        print(f"{view:20} {row['last']:.3f}, best trivial {best:.3f}, ratio {row['last'] / best:.2f}")
+        if not view.endswith(":patch") and row["last"] >= best:
+            missed.append(f"{view} does not beat the trivial predictors")
+    print(f"{run['seconds']:.0f} s of {LIMIT_SECONDS}")
+    if run["seconds"] > LIMIT_SECONDS:
+        missed.append(f"took more than {LIMIT_SECONDS} s")
+    if missed:
+        sys.exit("; ".join(missed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
