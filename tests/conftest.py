@@ -5,12 +5,16 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
 
 # Not for compile tests: the hook breaks torch.compile(fullgraph=True); they run in a process of their own.
 if not os.environ.get("MULTIMAE_EO_UNCHECKED"):
     jaxtyping.install_import_hook(
         [f"multimae_eo.{m}" for m in ("raster", "codecs", "layers", "masking", "model", "losses")], "beartype.beartype"
     )
+
+# Two threads of torch wait for each other wherever anything else uses a core; small models are faster with one.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MULTIMAE_EO_SHARED", ROOT.parent / "shared"))

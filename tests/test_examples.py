@@ -20,6 +20,7 @@ from multimae_eo.data.mmearth import MMEarth  # noqa: E402
 from multimae_eo.errors import ConfigError, SizeError  # noqa: E402
 from multimae_eo.modalities import MODALITIES  # noqa: E402
 from multimae_eo.options import DataOptions, MaskOptions, PretrainOptions  # noqa: E402
+from multimae_eo.raster import Raster, majority  # noqa: E402
 from multimae_eo.tasks.examples import TRAIN, VALIDATE, Examples, Steps  # noqa: E402
 
 CONFIG = sized("demo")
@@ -68,6 +69,14 @@ def commonest(codes: np.ndarray) -> tuple[int, bool]:
         return 0, False
     most = max(counts.values())
     return min(code for code, n in counts.items() if n == most), True
+
+
+def test_invalid_pixels_have_no_vote():
+    values = torch.tensor([[[10, 10, 10, 90], [10, 10, 90, 30], [20, 30, 50, 60], [80, 80, 80, 80]]])
+    valid = torch.tensor([[[0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]], dtype=torch.bool)
+    coarse = majority(Raster(values, valid, torch.tensor(0)), MODALITIES["land_cover"].codes, 2)
+    assert coarse.valid.tolist() == [[[False, True], [True, False]]]
+    assert coarse.values[coarse.valid].tolist() == [90, 20]
 
 
 @pytest.mark.parametrize("purpose", [TRAIN, VALIDATE])

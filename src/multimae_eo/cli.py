@@ -167,7 +167,7 @@ def options_of(parser: ArgumentParser) -> list[str]:
 def shorten(message: str, known: list[str]) -> str:
     """The lines of a parser's message that say something, with the nearest option for one that is unknown."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    text = " ".join(lines[:6])
+    text = " ".join(lines[:8])
     unknown = re.search(r"(?:[Kk]ey|option) ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
     name = unknown and (unknown.group(1) or unknown.group(2))
     if name and name not in known:

@@ -86,7 +86,7 @@ class ModelConfig:
         return max(1, self.patch_size // self.modalities[modality].stride)
 
     def _check_sizes(self) -> None:
-        if self.patch_size % 4 or TABLE_SIZE % self.patch_size:
+        if self.patch_size <= 0 or self.patch_size % 4 or TABLE_SIZE % self.patch_size:
             raise ConfigError(f"patch_size must be a multiple of 4 that divides {TABLE_SIZE}, got {self.patch_size}.")
         if self.image_size % self.patch_size or self.image_size <= 0:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
@@ -101,8 +101,9 @@ class ModelConfig:
             raise ConfigError(f"drop_path must lie in [0, 1), got {self.drop_path}.")
 
     def _check_views(self) -> None:
-        if not self.inputs:
-            raise ConfigError("inputs: name at least one view.")
+        for what in ("inputs", "targets"):
+            if not getattr(self, what):
+                raise ConfigError(f"{what}: name at least one view.")
         for what, items in (("inputs", self.input_modalities), ("targets", self.targets)):
             twice = sorted({i for i in items if items.count(i) > 1})
             if twice:

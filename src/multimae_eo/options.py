@@ -149,6 +149,7 @@ class TrainerOptions:
         accelerator: "auto", "cpu", "gpu", ...
         devices: number of devices per node, or "auto".
         nodes: number of nodes.
+        threads: of torch on the CPU; by default torch's own number.
         precision: the paper used fp16; bf16 needs no loss scaling.
         val_every: steps between validations.
         save_every: steps between saved states.
@@ -161,6 +162,7 @@ class TrainerOptions:
     accelerator: str = "auto"
     devices: int | str = "auto"
     nodes: int = 1
+    threads: int | None = None
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     val_every: int = 2000
     save_every: int = 2000
@@ -197,11 +199,54 @@ class PretrainOptions:
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
 
 
+# The numbers that make sense, from least to most; None is no bound. What depends on the data is checked there.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "seed": (0, 2**32 - 1),
+    "mask.num_visible": (1, None),
+    "data.workers": (0, None),
+    "data.val_tiles": (1, None),
+    "optim.batch_size": (1, None),
+    "optim.micro_batches": (1, None),
+    "optim.epochs": (1, None),
+    "optim.steps": (1, None),
+    "optim.lr": (0, None),
+    "optim.warmup_epochs": (0, None),
+    "optim.warmup_steps": (0, None),
+    "optim.warmup_lr": (0, None),
+    "optim.weight_decay": (0, None),
+    "optim.betas": (0, 1),
+    "optim.clip_norm": (0, None),
+    "optim.ema": (0, 1),
+    "optim.max_skipped": (0, None),
+    "trainer.devices": (1, None),
+    "trainer.nodes": (1, None),
+    "trainer.threads": (1, None),
+    "trainer.val_every": (1, None),
+    "trainer.save_every": (1, None),
+    "trainer.log_every": (1, None),
+    "trainer.panels": (0, None),
+}
+
+
+def check(options: PretrainOptions) -> None:
+    """Raise ConfigError for a number outside of its range."""
+    for name, (low, high) in RANGES.items():
+        value: object = options
+        for part in name.split("."):
+            value = getattr(value, part)
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(number, (int, float)) and not (low <= number and (high is None or number <= high)):
+                raise ConfigError(f"{name} must be {low} or more{f', at most {high}' if high else ''}; got {number}.")
+
+
 def demo_options() -> PretrainOptions:
-    """A run that two cores finish in about two minutes; a loading process would compete with torch for them."""
+    """A run that two cores finish in about two minutes: one computes, one reads.
+
+    Two threads of torch would be faster while nothing else runs, and many times slower as soon as anything does.
+    """
     return PretrainOptions(
         model=ModelOptions(size="demo"),
-        data=DataOptions(workers=0),
+        data=DataOptions(workers=1),
         optim=OptimOptions(batch_size=32, steps=600, lr=1.6e-2, warmup_steps=40, clip_norm=1.0),
-        trainer=TrainerOptions(accelerator="cpu", devices=1, val_every=200, save_every=200, log_every=20),
+        trainer=TrainerOptions(accelerator="cpu", devices=1, threads=1, val_every=200, save_every=200, log_every=20),
     )

@@ -155,7 +155,7 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         rows = list(csv.DictReader(file))
     names = [n for n in rows[0] if n.startswith("val/") and n != "val/loss"]
     figure = Figure(figsize=(3.0 * 4, 2.4 * -(-len(names) // 4)), dpi=110, layout="constrained")
-    axes = figure.subplots(-(-len(names) // 4), 4, squeeze=False).flat
+    axes = list(figure.subplots(-(-len(names) // 4), 4, squeeze=False).flat)
     for axis, name in zip(axes, names, strict=False):
         for kind, color in (("train", "0.7"), ("val", "C0")):
             column = name.replace("val/", f"{kind}/")
@@ -165,7 +165,7 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         axis.set_title(name.removeprefix("val/"), fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
-    for axis in list(axes)[len(names) :]:
+    for axis in axes[len(names) :]:
         axis.axis("off")
     figure.axes[0].legend(fontsize=7)
     figure.axes[0].set_ylabel("loss", fontsize=8)

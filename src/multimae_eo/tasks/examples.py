@@ -127,6 +127,8 @@ class PretrainData(lightning.LightningDataModule):
         self.rows = tiles.splits(
             val_fraction=data.val_fraction, block_degrees=data.val_block_degrees, seed=options.seed
         )
+        Steps(self.rows["train"], batch_size=options.optim.batch_size, steps=0, seed=options.seed)  # checks the sizes
+        self.examples(TRAIN)
         if not len(self.rows["val"]):
             raise DataError(f"'{tiles.path}': the validation split is empty; raise data.val_fraction.")
         if len(self.rows["val"]) > data.val_tiles:

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as lightning
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,7 +20,7 @@ from multimae_eo import checkpoint, visualize
 from multimae_eo.data.mmearth import MMEarth, read_statistics
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.masking import MaskNoise, place_mask
-from multimae_eo.options import MaskOptions, PretrainOptions
+from multimae_eo.options import MaskOptions, PretrainOptions, check
 from multimae_eo.raster import Raster
 from multimae_eo.tasks.examples import VALIDATE, Example, Examples, PretrainData
 from multimae_eo.tasks.pretrain import PretrainTask, state_path
@@ -37,34 +38,40 @@ class Result:
 
 def build(options: PretrainOptions) -> tuple[PretrainTask, PretrainData]:
     """The data and the task of some options; the statistics of the data set become the model's."""
+    check(options)
     if options.data.root is None:
         raise ConfigError("data.root is not set; give the folder of a data set in the MMEarth layout.")
     draft = options.model.config()
     modalities = read_statistics(options.data.root, draft.modalities.values())
     config = options.model.config(modalities)
-    if options.mask.num_visible > len(config.inputs) * (config.image_size // config.patch_size) ** 2:
-        raise ConfigError(f"mask.num_visible {options.mask.num_visible} is more than all tokens of the inputs.")
+    tokens = len(config.inputs) * (config.image_size // config.patch_size) ** 2
+    if options.mask.num_visible > tokens:
+        raise ConfigError(
+            f"mask.num_visible {options.mask.num_visible} is more than all tokens of the inputs, {tokens}."
+        )
     data = PretrainData(MMEarth(options.data.root, list(config.modalities.values())), config, options)
     lightning.seed_everything(options.seed, verbose=False)
+    if options.trainer.threads is not None:
+        torch.set_num_threads(options.trainer.threads)
     return PretrainTask(config, options), data
 
 
-def prepare(options: PretrainOptions) -> Path | None:
+def state_of(options: PretrainOptions) -> Path | None:
     """The state to resume from, if any; raises ConfigError rather than write into a run that exists."""
     state = state_path(options.out)
     if options.resume and state.exists():
         return state
     if (options.out / "metrics.csv").exists() and not options.resume:
         raise ConfigError(f"'{options.out}' holds a run; give --resume true to go on with it, or another --out.")
-    options.out.mkdir(parents=True, exist_ok=True)
     return None
 
 
 def pretrain(options: PretrainOptions) -> Result:
     """Run pre-training as the options say; see docs/pretrain.md for what it writes."""
     task, data = build(options)
-    resumed = prepare(options)
+    resumed = state_of(options)
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
+    trainer = build_trainer(options, task, steps)
     write_options(options)
     done = start_of(resumed)
     size, train, val = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
@@ -72,7 +79,6 @@ def pretrain(options: PretrainOptions) -> Result:
     every = min(options.trainer.val_every, steps)
     if resumed:
         truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
-    trainer = build_trainer(options, task, steps)
     path = str(resumed) if resumed else None
     task.start_step = done
     if done % every == 0:  # at the start, or where the state was saved before the validation of its step
@@ -90,30 +96,38 @@ def start_of(state: Path | None) -> int:
 def write_options(options: PretrainOptions) -> None:
     """Keep the options of a run beside what comes of it; `--config OUT/config.yaml` repeats the run."""
     content = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-    (options.out / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    except OSError as error:
+        raise ConfigError(f"'{options.out}' is no folder that can be written: {error.strerror}.") from error
 
 
 def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> lightning.Trainer:
     """Lightning's Trainer: one pass over a stream of `steps` batches."""
     run = options.trainer
     quiet()
-    return lightning.Trainer(
-        accelerator=run.accelerator,
-        devices=run.devices,
-        num_nodes=run.nodes,
-        precision=run.precision,
-        max_steps=steps,
-        max_epochs=1,
-        val_check_interval=min(run.val_every, steps),
-        num_sanity_val_steps=0,
-        log_every_n_steps=run.log_every,
-        logger=build_loggers(options, task),
-        callbacks=build_callbacks(options),
-        use_distributed_sampler=False,
-        enable_progress_bar=run.progress,
-        enable_model_summary=False,
-        default_root_dir=options.out,
-    )
+    try:
+        return lightning.Trainer(
+            accelerator=run.accelerator,
+            devices=run.devices,
+            num_nodes=run.nodes,
+            precision=run.precision,
+            max_steps=steps,
+            max_epochs=1,
+            val_check_interval=min(run.val_every, steps),
+            num_sanity_val_steps=0,
+            log_every_n_steps=run.log_every,
+            logger=build_loggers(options, task),
+            callbacks=build_callbacks(options),
+            use_distributed_sampler=False,
+            enable_progress_bar=run.progress,
+            enable_model_summary=False,
+            default_root_dir=options.out,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        what = f"accelerator '{run.accelerator}', devices {run.devices}, nodes {run.nodes}"
+        raise ConfigError(f"trainer: {what} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def quiet() -> None:
@@ -123,6 +137,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # data.workers is the user's choice
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on there
         ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one wanted
+        ".*is smaller than the logging interval.*",  # short runs log less
         ".*your dataloader is not resumable.*",  # its batches are a function of the step, and it skips those done
         ".*LeafSpec.* is deprecated.*",  # lightning 2.6 with torch 2.13
         ".*loading a checkpoint outside the 'fit' stage.*",  # validation of a resumed moving average
@@ -214,6 +229,8 @@ def finish(options: PretrainOptions, task: PretrainTask, data: PretrainData, tra
 
 def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visible: int, seed: int, out: Path) -> Path:
     """Draw what the model of a checkpoint directory makes of the central crops of some tiles of a data set."""
+    if tiles < 1 or num_visible < 1:
+        raise ConfigError(f"tiles and num_visible must be 1 or more; got {tiles} and {num_visible}.")
     model = checkpoint.load(directory)
     options = PretrainOptions(seed=seed, mask=MaskOptions(num_visible=num_visible))
     source = MMEarth(root, list(model.config.modalities.values()))
