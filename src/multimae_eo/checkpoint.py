@@ -92,7 +92,12 @@ def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise CheckpointError(f"'{path}' has format {found!r}, expected {FORMAT}; was it written by a newer version?")
-    return from_json(content["model"])
+    if "model" not in content:
+        raise CheckpointError(f"'{path}' has no entry 'model', which describes the model; was it cut or edited?")
+    try:
+        return from_json(content["model"])
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': {error}") from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

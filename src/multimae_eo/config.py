@@ -1,9 +1,10 @@
 """What a model is made of, as a plain dataclass: sizes, views and modalities; imports no torch."""
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.modalities import (
@@ -12,7 +13,6 @@ from multimae_eo.modalities import (
     PAPER_TARGETS,
     Categorical,
     Continuous,
-    MapClass,
     Modality,
     Statistics,
     View,
@@ -126,35 +126,55 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
     return content
 
 
-def from_json(content: Mapping[str, Any]) -> ModelConfig:
+def from_json(content: Any) -> ModelConfig:
     """The inverse of `to_json`; raises CheckpointError naming the entry that does not fit."""
-    entries = dict(content)
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    unknown, missing = sorted(set(entries) - known), sorted(known - set(entries))
-    if unknown or missing:
-        raise CheckpointError(f"config.json: unknown entries {unknown}, missing entries {missing}.")
     try:
-        modalities = {name: _modality_from_json(entry) for name, entry in entries.pop("modalities").items()}
-        entries["inputs"], entries["targets"] = tuple(entries["inputs"]), tuple(entries["targets"])
-        return ModelConfig(**entries, modalities=modalities)
+        return _from_json(ModelConfig, content, "model")
     except ConfigError as error:
-        raise CheckpointError(f"config.json: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"config.json does not describe a model: {error!r}.") from error
+        raise CheckpointError(f"entry 'model' describes no model: {error}") from error
 
 
-def _modality_from_json(entry: Mapping[str, Any]) -> Modality:
-    fields = {**entry, "bands": tuple(entry["bands"])}
-    kind = fields.pop("kind")
-    if kind == "continuous":
-        fields["statistics"] = {
-            product: Statistics(tuple(map(float, s["mean"])), tuple(map(float, s["std"])))
-            for product, s in fields["statistics"].items()
-        }
-        return Continuous(**fields)
-    del fields["unit"]
-    fields["classes"] = tuple(MapClass(**c) for c in fields["classes"])
-    return Categorical(**{**fields, "products": tuple(fields["products"])})
+def _from_json(kind: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type of a field; where: the names of the entries that lead to it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind == Modality:
+        return _modality_from_json(value, where)
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
+        return _fields_from_json(kind, value, where)
+    if isinstance(value, Mapping) and origin is Mapping:
+        return {key: _from_json(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple) and origin is tuple:
+        return tuple(_from_json(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if type(value) is kind or (origin is Literal and value in inner):
+        return value
+    if type(value) is int and kind is float:
+        return float(value)
+    words = {int: "a whole number", float: "a number", str: "a string", tuple: "a list", Literal: f"one of {inner}"}
+    expected = words.get(origin or kind, "an object")
+    raise CheckpointError(f"entry '{where}': expected {expected}, got {reprlib.repr(value)}.")
+
+
+def _fields_from_json(kind: Any, entries: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from its fields; those with a default may be missing, but for the model's own."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    types = get_type_hints(kind)
+    optional = {n for n, f in fields.items() if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2}
+    required = fields.keys() - (set() if kind is ModelConfig else optional)
+    unknown, missing = sorted(entries.keys() - types.keys()), sorted(required - entries.keys())
+    problems = [f"{what} entries {names}" for what, names in (("unknown", unknown), ("missing", missing)) if names]
+    if problems:
+        raise CheckpointError(f"entry '{where}': {', '.join(problems)}; was it written by another version?")
+    return kind(**{n: _from_json(types[n], v, f"{where}.{n}") for n, v in entries.items() if n in fields})
+
+
+def _modality_from_json(entry: Any, where: str) -> Modality:
+    kinds = {"continuous": Continuous, "categorical": Categorical}
+    kind = entry.get("kind") if isinstance(entry, Mapping) else entry
+    if not isinstance(kind, str) or kind not in kinds:
+        raise CheckpointError(
+            f"entry '{where}': expected an object whose 'kind' is one of {', '.join(kinds)}, got {reprlib.repr(kind)}."
+        )
+    return _fields_from_json(kinds[kind], {n: v for n, v in entry.items() if n != "kind"}, where)
 
 
 def with_statistics(modality: Modality, statistics: Mapping[str, Statistics]) -> Modality:

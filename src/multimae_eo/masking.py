@@ -96,8 +96,8 @@ def enough_tokens(num_valid: int, num_visible: int, where: str) -> None:
     """Raise BatchError where a sample has fewer valid tokens than the budget."""
     if num_valid < num_visible:
         raise BatchError(
-            f"{where}: {num_valid} valid tokens, but {num_visible} are to be visible. Lower the budget (num_visible), "
-            "leave the tile out, or in pre-training allow short samples (mask.short_samples: mask)."
+            f"{where}: {num_valid} valid tokens, but {num_visible} are to be visible. Lower the budget (in "
+            "pre-training mask.num_visible), leave the tile out, or allow short samples (mask.short_samples=mask)."
         )
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import pickle
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from multimae_eo.checkpoint import LoadReport, load_tensors, read_tensors, save
 from multimae_eo.config import SIZES, TABLE_SIZE, ModelConfig, with_statistics
-from multimae_eo.errors import CheckpointError
+from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.layers import sine_cosine_table
 from multimae_eo.modalities import MODALITIES, Categorical, Continuous, MapClass, Modality
 from multimae_eo.model import MultiMAE
@@ -64,16 +66,30 @@ def read(path: str | os.PathLike[str]) -> Reference:
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        except Exception as error:  # bytes that are no pickle make the reader fail in any way
             raise CheckpointError(
-                f"'{path}' is not a file of tensors: {str(error).splitlines()[0]} Nothing in it was executed. "
+                f"'{path}' is not a file of tensors: {_unreadable(path, error)}. Nothing in it was executed. "
                 "Expected a dictionary of tensors, or one with the entry 'model'."
             ) from error
     settings = _settings(content, path)
     tensors = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise CheckpointError(f"'{path}': expected a dictionary of tensors, or one with the entry 'model'.")
     return Reference(path, tensors, settings)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """What is wrong, in our words: those of torch advise to execute the file."""
+    if not path.stat().st_size:
+        return "it is empty"
+    if isinstance(error, OSError):
+        return f"it cannot be read ({error})"
+    if not isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, truncated, or of another format"
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    named = f" ({refused[1]})" if refused else ", or is of another format"
+    return f"it holds objects other than tensors{named}"
 
 
 def _settings(content: Any, path: Path) -> dict[str, Any]:
@@ -81,52 +97,86 @@ def _settings(content: Any, path: Path) -> dict[str, Any]:
     settings = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
     beside = path.with_name("config.json")
     if beside.is_file():
-        settings |= json.loads(beside.read_text())
+        try:
+            entries = json.loads(beside.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"'{beside}', beside the weights '{path}', is not JSON: {error}.") from error
+        if not isinstance(entries, dict):
+            raise CheckpointError(
+                f"'{beside}', beside the weights '{path}': expected an object with entries such as 'encoder_heads', "
+                f"got a {type(entries).__name__}."
+            )
+        settings |= entries
     return settings
 
 
-def _heads(settings: Mapping[str, Any]) -> int:
-    if "encoder_heads" in settings:
-        return int(settings["encoder_heads"])
+def _number(reference: Reference, *names: str, default: int) -> int:
+    """The first of the settings that is given; raises CheckpointError where it is no whole number."""
+    name = next((n for n in names if n in reference.settings), None)
+    value = default if name is None else reference.settings[name]
+    if type(value) is not int:
+        raise CheckpointError(
+            f"the settings of '{reference.path}' (its 'args', or '{reference.path.with_name('config.json')}'): "
+            f"'{name}' must be a whole number, got {reprlib.repr(value)}."
+        )
+    return value
+
+
+def _heads(reference: Reference) -> int:
+    if "encoder_heads" in reference.settings:
+        return _number(reference, "encoder_heads", default=0)
     for size in ("base", "large"):
-        if size in str(settings.get("model", "")):
+        if size in str(reference.settings.get("model", "")):
             return SIZES[size]["heads"]
     raise CheckpointError(
-        "the number of attention heads cannot be read from weights: put a config.json with 'encoder_heads' (and "
-        "'decoder_heads') beside the file, or use a checkpoint whose 'args' name the model."
+        f"the number of attention heads cannot be read from the weights '{reference.path}': put a config.json with "
+        "'encoder_heads' (and 'decoder_heads') beside the file, or use a checkpoint whose 'args' name the model."
     )
+
+
+def _shape(reference: Reference, name: str, dims: int) -> torch.Size:
+    if name not in reference.tensors:
+        raise CheckpointError(f"'{reference.path}' has no tensor '{name}': it is not in the paper's layout.")
+    shape = reference.tensors[name].shape
+    if len(shape) != dims:
+        raise CheckpointError(
+            f"'{reference.path}', tensor '{name}': expected {dims} dimensions, got {list(shape)}; it is not in the "
+            "paper's layout."
+        )
+    return shape
 
 
 def config_of(reference: Reference) -> ModelConfig:
     """The configuration that fits the tensors; L2A statistics for every product, and 12 land cover classes."""
-    tensors, settings = reference.tensors, reference.settings
-
-    def shape(name: str) -> torch.Size:
-        if name not in tensors:
-            raise CheckpointError(f"'{reference.path}' has no tensor '{name}': it is not in the paper's layout.")
-        return tensors[name].shape
-
-    inputs = [n for n in INPUTS if f"input_adapters.{n}.proj.weight" in tensors]
-    targets = [n for n in TARGETS if f"output_adapters.{n}.out_proj.weight" in tensors]
+    inputs = [n for n in INPUTS if f"input_adapters.{n}.proj.weight" in reference.tensors]
+    targets = [n for n in TARGETS if f"output_adapters.{n}.out_proj.weight" in reference.tensors]
     if not inputs or not targets:
         raise CheckpointError(f"'{reference.path}' holds no input or output adapters: it is not in the paper's layout.")
-    dim, _, _, edge = shape(f"input_adapters.{inputs[0]}.proj.weight")
+    dim, _, _, edge = _shape(reference, f"input_adapters.{inputs[0]}.proj.weight", 4)
     stride = 4 if inputs[0] == "semseg" else 1
     decoder = f"output_adapters.{targets[0]}"
-    return ModelConfig(
-        dim=dim,
-        depth=_count(tensors, "encoder"),
-        heads=_heads(settings),
-        decoder_dim=shape(f"{decoder}.mask_token")[-1],
-        decoder_depth=_count(tensors, f"{decoder}.decoder_transformer"),
-        decoder_heads=int(settings.get("decoder_heads", settings.get("decoder_num_heads", 8))),
-        inputs=tuple(INPUTS[n] for n in inputs),
-        targets=tuple(TARGETS[n] for n in targets),
-        image_size=int(settings.get("input_size", settings.get("image_height", 56))),
-        patch_size=edge * stride,
-        num_global_tokens=shape("global_tokens")[1],
-        modalities={name: _as_trained(m) for name, m in MODALITIES.items()},
-    )
+    sizes = {
+        "dim": dim,
+        "depth": _count(reference, "encoder"),
+        "heads": _heads(reference),
+        "decoder_dim": _shape(reference, f"{decoder}.mask_token", 3)[-1],
+        "decoder_depth": _count(reference, f"{decoder}.decoder_transformer"),
+        "decoder_heads": _number(reference, "decoder_heads", "decoder_num_heads", default=8),
+        "image_size": _number(reference, "input_size", "image_height", default=56),
+        "patch_size": edge * stride,
+        "num_global_tokens": _shape(reference, "global_tokens", 3)[1],
+    }
+    try:
+        return ModelConfig(
+            **sizes,  # type: ignore[arg-type]
+            inputs=tuple(INPUTS[n] for n in inputs),
+            targets=tuple(TARGETS[n] for n in targets),
+            modalities={name: _as_trained(m) for name, m in MODALITIES.items()},
+        )
+    except ConfigError as error:
+        raise CheckpointError(
+            f"'{reference.path}' and its settings (its 'args', or a config.json beside it) describe no model: {error}"
+        ) from error
 
 
 def _as_trained(modality: Modality) -> Modality:
@@ -138,9 +188,13 @@ def _as_trained(modality: Modality) -> Modality:
     return modality
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+def _count(reference: Reference, prefix: str) -> int:
+    """How many blocks there are below a name."""
     depth = len(prefix.split("."))
-    return len({n.split(".")[depth] for n in tensors if n.startswith(prefix + ".")})
+    blocks = {n.split(".")[depth] for n in reference.tensors if n.startswith(prefix + ".")}
+    if not blocks:
+        raise CheckpointError(f"'{reference.path}' has no tensors '{prefix}.*': it is not in the paper's layout.")
+    return len(blocks)
 
 
 def translate(reference: Reference, config: ModelConfig) -> dict[str, Tensor]:
@@ -152,7 +206,7 @@ def translate(reference: Reference, config: ModelConfig) -> dict[str, Tensor]:
         section, _, rest = name.partition(".")
         key, _, part = rest.partition(".")
         if part == "pos_emb":
-            _check_table(name, tensor, config)
+            _check_table(reference.path, name, tensor, config)
         elif name == "global_tokens":
             own["encoder.global_tokens"] = tensor
         elif section == "encoder":
@@ -189,12 +243,12 @@ def _fold(tensors: Mapping[str, Tensor], name: str, part: str) -> Tensor:
     return tensor.flatten(1)
 
 
-def _check_table(name: str, tensor: Tensor, config: ModelConfig) -> None:
+def _check_table(path: Path, name: str, tensor: Tensor, config: ModelConfig) -> None:
     edge = TABLE_SIZE // config.patch_size
-    expected = sine_cosine_table(tensor.shape[1], edge, edge)
+    expected = sine_cosine_table(tensor.shape[1], edge, edge) if tensor.dim() == 4 else torch.empty(0)
     if tensor.shape != expected.shape or not torch.allclose(tensor.float(), expected, atol=1e-4):
         raise CheckpointError(
-            f"'{name}' is not the fixed sine-cosine table of {edge} x {edge}; it cannot be converted."
+            f"'{path}': '{name}' is not the fixed sine-cosine table of {edge} x {edge}; it cannot be converted."
         )
 
 

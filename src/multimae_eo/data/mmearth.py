@@ -7,6 +7,7 @@ Source: MMEarth (Nedungadi et al., ECCV 2024), variants data_1M_v001, data_1M_v0
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from multimae_eo.data.layout import ADDRESSES, ARRAYS, SPLITS, Address, valid_pi
 from multimae_eo.errors import ConfigError, DataError, StatisticsError
 from multimae_eo.modalities import Continuous, Modality, Statistics
 from multimae_eo.raster import Batch, Raster
+
+SPLITS_LAYOUT = '{"train": [rows], "val": [rows], "test": [rows]}'
 
 
 def find(root: str | os.PathLike[str]) -> tuple[Path, str]:
@@ -59,6 +62,10 @@ def read_statistics(root: str | os.PathLike[str], modalities: Iterable[Modality]
     folder, name = find(root)
     table = read_json(folder, name, "band_stats")
     path = folder / f"{name}_band_stats.json"
+    if not isinstance(table, dict):
+        raise StatisticsError(
+            f"'{path}': expected an object with 'mean' and 'std' of each array, got a {type(table).__name__}."
+        )
     return {m.name: _with_file_statistics(m, table, path) for m in modalities}
 
 
@@ -143,20 +150,29 @@ class MMEarth(Dataset[Batch]):
         """Rows of "train", "val" and "test"; val is taken from train, by blocks, where the release has none."""
         table = read_json(self.folder, self.name, "splits")
         path = self.folder / f"{self.name}_splits.json"
-        if not isinstance(table, dict) or not isinstance(table.get("train"), list):
-            raise DataError(f'\'{path}\': expected {{"train": [rows], "val": [rows], "test": [rows]}}.')
-        rows = {split: np.asarray(table.get(split, []), dtype=np.int64) for split in SPLITS}
-        for split, part in rows.items():
-            if len(part) and not (part.min() >= 0 and part.max() < len(self)):
-                raise DataError(
-                    f"'{path}': split '{split}' names row {part.max()}, but '{self.path}' has {len(self)} rows."
-                )
+        if not isinstance(table, dict):
+            raise DataError(f"'{path}': expected {SPLITS_LAYOUT}, got a {type(table).__name__}.")
+        rows = {split: self._rows(table.get(split, []), split, path) for split in SPLITS}
         if not len(rows["train"]):
             raise DataError(f"'{path}': split 'train' is empty.")
         if not len(rows["val"]):
             in_val = blocked(*self.places(rows["train"]), fraction=val_fraction, degrees=block_degrees, seed=seed)
             rows["train"], rows["val"] = rows["train"][~in_val], rows["train"][in_val]
         return rows
+
+    def _rows(self, rows: Any, split: str, path: Path) -> np.ndarray:
+        if not isinstance(rows, list):
+            raise DataError(f"'{path}', split '{split}': expected {SPLITS_LAYOUT}, got {reprlib.repr(rows)}.")
+        wrong = [r for r in rows if type(r) is not int]
+        if wrong:
+            raise DataError(
+                f"'{path}', split '{split}': expected {SPLITS_LAYOUT}, rows being whole numbers, "
+                f"got {reprlib.repr(wrong[0])}."
+            )
+        beyond = [r for r in rows if not 0 <= r < len(self)]
+        if beyond:
+            raise DataError(f"'{path}': split '{split}' names row {beyond[0]}, but '{self.path}' has {len(self)} rows.")
+        return np.asarray(rows, dtype=np.int64)
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latitude and longitude in degrees; the file holds sines and cosines."""
@@ -169,22 +185,9 @@ class MMEarth(Dataset[Batch]):
         return degrees[0], degrees[1]
 
     def _check(self) -> tuple[int, int]:
-        shapes = {}
-        for name in self._arrays:
-            spec, file = ARRAYS[name], self._file()
-            needed_by = ", ".join(sorted({m.name for m in self.modalities if name in _arrays_of(m)}))
-            if name not in file:
-                raise DataError(
-                    f"'{self.path}' has no array '{name}', which '{needed_by}' needs; it has {', '.join(file)}. "
-                    "Leave the modality out of model.inputs and model.targets, or add the array."
-                )
-            shape, dtype = file[name].shape, file[name].dtype
-            if len(shape) != 4 or shape[1] != spec.channels or dtype != np.dtype(spec.dtype):
-                raise DataError(
-                    f"'{self.path}', array '{name}' (for '{needed_by}'): expected {spec.dtype} "
-                    f"[tiles, {spec.channels}, height, width], got {dtype} {list(shape)}."
-                )
-            shapes[name] = (shape[0], *shape[2:])
+        if "sentinel2" in self._arrays:
+            self._check_metadata()
+        shapes = {name: self._check_array(name) for name in self._arrays}
         if len(set(shapes.values())) > 1:
             raise DataError(f"'{self.path}': arrays differ in tiles or size: {shapes}.")
         self.close()
@@ -192,6 +195,36 @@ class MMEarth(Dataset[Batch]):
         if height != width:
             raise DataError(f"'{self.path}': tiles must be square, got {height} x {width} px.")
         return rows, height
+
+    def _check_array(self, name: str) -> tuple[int, int, int]:
+        """Tiles, height and width of an array that is there and of the right type."""
+        spec, file = ARRAYS[name], self._file()
+        needed_by = ", ".join(sorted({m.name for m in self.modalities if name in _arrays_of(m)}))
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise DataError(
+                f"'{self.path}' has no array '{name}', which '{needed_by}' needs; it has {', '.join(file)}. "
+                "Leave the modality out of model.inputs and model.targets, or add the array."
+            )
+        shape, dtype = file[name].shape, file[name].dtype
+        if len(shape) != 4 or shape[1] != spec.channels or dtype != np.dtype(spec.dtype):
+            raise DataError(
+                f"'{self.path}', array '{name}' (for '{needed_by}'): expected {spec.dtype} "
+                f"[tiles, {spec.channels}, height, width], got {dtype} {list(shape)}."
+            )
+        return shape[0], *shape[2:]
+
+    def _check_metadata(self) -> None:
+        """Sentinel-2 tiles are of a product that only the metadata tell, by themselves or by the tile's name."""
+        metadata = self._file().get("metadata")
+        if not isinstance(metadata, h5py.Dataset):
+            raise DataError(
+                f"'{self.path}' has no array 'metadata', which tells the product of each tile of 'sentinel2'. "
+                "Add it (fields 'tile_id' and 'S2_type'), or leave the modalities of Sentinel-2 out."
+            )
+        if "tile_id" not in (metadata.dtype.names or ()):
+            raise DataError(
+                f"'{self.path}', array 'metadata': expected the fields 'tile_id' and 'S2_type', got {metadata.dtype}."
+            )
 
     def _file(self) -> h5py.File:
         if self._open is None or self._open[0] != os.getpid():
@@ -230,9 +263,20 @@ class MMEarth(Dataset[Batch]):
         if "S2_type" in entry.dtype.names:
             return entry["S2_type"].decode().upper()
         if self._kinds is None:
-            info = read_json(self.folder, self.name, "tile_info")
-            self._kinds = {tile: facts["S2_type"].upper() for tile, facts in info.items()}
-        return self._kinds[entry["tile_id"].decode()]
+            self._kinds = self._read_kinds()
+        tile = entry["tile_id"].decode()
+        if tile not in self._kinds:
+            raise DataError(
+                f"'{self.folder / self.name}_tile_info.json' has no 'S2_type' of tile '{tile}' (row {row}), and the "
+                f"metadata of '{self.path}' has none either; expected 'l1c' or 'l2a'."
+            )
+        return self._kinds[tile]
+
+    def _read_kinds(self) -> dict[str, str]:
+        info = read_json(self.folder, self.name, "tile_info")
+        facts = info.items() if isinstance(info, dict) else ()
+        kinds = {tile: known["S2_type"] for tile, known in facts if isinstance(known, dict) and "S2_type" in known}
+        return {tile: str(kind).upper() for tile, kind in kinds.items()}
 
     def _raster(
         self,
@@ -253,7 +297,7 @@ class MMEarth(Dataset[Batch]):
         return Raster(torch.from_numpy(values), torch.from_numpy(valid[array][channels]), index)
 
     def _product(self, modality: Modality, row: int, valid: Mapping[str, np.ndarray], kind: str | None) -> str:
-        """The product that the metadata names, or the first that has any valid pixel, or the first."""
+        """The product that the metadata names; outside Sentinel-2 the first with any valid pixel, or the first."""
         known = ADDRESSES[modality.bands[0]]
         if kind in known:
             if kind not in modality.products:
@@ -262,6 +306,11 @@ class MMEarth(Dataset[Batch]):
                     f"{', '.join(modality.products)} only. Add {known[kind].statistics} to the statistics file."
                 )
             return kind
+        if any(address.array == "sentinel2" for address in known.values()):
+            raise DataError(
+                f"'{self.path}', row {row}: the 'S2_type' of the tile is '{kind}', expected {' or '.join(known)} (for "
+                f"'{modality.name}'). Correct it, or leave the tile out of the splits."
+            )
         for product in modality.products:
             if any(valid[a.array][a.channel].any() for a in (ADDRESSES[b][product] for b in modality.bands)):
                 return product
