@@ -77,7 +77,7 @@ def test_an_interrupted_run_resumes_to_the_bit(world, tmp_path, extra, monkeypat
         return training_step
 
     broken = options(world, tmp_path / "broken", **extra, resume=True)
-    for number in (6, 8, 9):  # within an interval, right after a state was saved, and once more
+    for number in (2, 6, 8, 9):  # before any state, within an interval, right after a state was saved, and once more
         monkeypatch.setattr(PretrainTask, "training_step", fail_at(number))
         with pytest.raises(RuntimeError, match="power cut"):
             pretrain(broken)

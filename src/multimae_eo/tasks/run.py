@@ -77,7 +77,7 @@ def pretrain(options: PretrainOptions) -> Result:
     size, train, val = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
     rank_zero_only(print)(f"Pre-training {size} on {train} tiles, {val} held out: steps {done} to {steps}.", flush=True)
     every = min(options.trainer.val_every, steps)
-    if resumed:
+    if options.resume:  # also where no state was saved yet
         truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
     path = str(resumed) if resumed else None
     task.start_step = done
