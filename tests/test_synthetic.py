@@ -289,4 +289,4 @@ def test_a_thousand_tiles_take_ten_seconds(tmp_path: Path):
     subprocess.run([sys.executable, "-c", script], check=True)
     seconds = time.perf_counter() - start
     print(f"1,000 tiles in {seconds:.1f} s")
-    assert seconds < 15  # 10 s are the promise; the rest is for a busy machine
+    assert seconds < 30  # 10 s are the promise, 6 s what two idle cores take; the rest is for a busy machine

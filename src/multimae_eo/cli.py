@@ -171,7 +171,7 @@ def shorten(message: str, known: list[str]) -> str:
     unknown = re.search(r"(?:[Kk]ey|option) ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
     name = unknown and (unknown.group(1) or unknown.group(2))
     if name and name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         leaf = difflib.get_close_matches(name.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.6)
         guess = near or [k for k in known if leaf and k.split(".")[-1] == leaf[0]][:1]
         if guess:
