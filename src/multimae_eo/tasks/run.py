@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,8 @@ def build_callbacks(options: PretrainOptions) -> list[Callback]:
     if run.panels > 0:
         callbacks.append(Panels(options.out / "panels", run.panels))
     if run.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=max(1, run.log_every // 5)))
+        often = run.log_every // 5 if sys.stdout.isatty() else run.val_every // 10  # a log file needs fewer lines
+        callbacks.append(TQDMProgressBar(refresh_rate=max(1, often)))
     return callbacks
 
 
