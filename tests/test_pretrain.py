@@ -113,6 +113,22 @@ def test_a_killed_process_resumes_to_the_bit(world, tmp_path, rows):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
+def test_an_interrupt_says_how_to_go_on(world, tmp_path):
+    command = [*COMMAND, "--data.root", str(world), "--data.workers", "1", "--trainer.devices", "1"]
+    command += shlex.split("--optim.steps 2000 --trainer.val_every 1000 --trainer.save_every 1000")
+    out = tmp_path / "run"
+    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.csv").exists() or len((out / "metrics.csv").read_text().splitlines()) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"interrupted; go on with --resume true --out {out}" in message
+    assert "Traceback" not in message
+
+
 def close_runs(one, two):
     for a, b in zip(read_rows(one / "metrics.csv"), read_rows(two / "metrics.csv"), strict=True):
         for name in a:

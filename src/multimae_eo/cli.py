@@ -215,8 +215,8 @@ def main(arguments: list[str] | None = None) -> None:
     except MultiMAEError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -82,9 +82,12 @@ def pretrain(options: PretrainOptions) -> Result:
         truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
     path = str(resumed) if resumed else None
     task.start_step = done
-    if done % every == 0:  # at the start, or where the state was saved before the validation of its step
-        trainer.validate(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
-    trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+    try:
+        if done % every == 0:  # at the start, or where the state was saved before the validation of its step
+            trainer.validate(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+        trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+    except SystemExit:  # what Lightning makes of an interrupt
+        raise KeyboardInterrupt(f"go on with --resume true --out {options.out}") from None
     finish(options, task, data, trainer)
     return Result(task, data, task.validation)
 
