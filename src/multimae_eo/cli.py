@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,8 +92,11 @@ class DemoOptions:
 def _pretrain(options: PretrainOptions) -> None:
     from multimae_eo.tasks.run import pretrain
 
+    began = time.perf_counter()
     pretrain(options)
-    print(f"Look at {options.out}/reconstruction.png and curves.png; the model is in {options.out}/checkpoint.")
+    print(f"Done in {time.perf_counter() - began:.0f} s. The model is in {options.out}/checkpoint.")
+    if options.trainer.panels > 0:
+        print(f"Look at {options.out}/reconstruction.png and curves.png.")
 
 
 def _reconstruct(options: ReconstructOptions) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -180,8 +180,3 @@ def _modality_from_json(entry: Any, where: str) -> Modality:
 def with_statistics(modality: Modality, statistics: Mapping[str, Statistics]) -> Modality:
     """The same modality with other statistics per product (classes have none)."""
     return dataclasses.replace(modality, statistics=dict(statistics)) if isinstance(modality, Continuous) else modality
-
-
-def used_modalities(views: Sequence[str]) -> tuple[str, ...]:
-    """The modalities of some views, each once, in order."""
-    return tuple(dict.fromkeys(parse_view(view).modality for view in views))

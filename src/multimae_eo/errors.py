@@ -45,3 +45,7 @@ class GridError(DataError):
 
 class CheckpointError(MultiMAEError):
     """A checkpoint cannot be read, or its tensors do not fit the model."""
+
+
+class DivergedError(MultiMAEError):
+    """The loss or its gradient was not finite for too many steps in a row."""

@@ -199,9 +199,9 @@ class PretrainOptions:
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
 
 
-# The numbers that make sense, from least to most; None is no bound. What depends on the data is checked there.
+# The numbers that make sense: the least, and what they stay below (None: no bound).
 RANGES: dict[str, tuple[float, float | None]] = {
-    "seed": (0, 2**32 - 1),
+    "seed": (0, 2**32),
     "mask.num_visible": (1, None),
     "data.workers": (0, None),
     "data.val_tiles": (1, None),
@@ -235,8 +235,8 @@ def check(options: PretrainOptions) -> None:
         for part in name.split("."):
             value = getattr(value, part)
         for number in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(number, (int, float)) and not (low <= number and (high is None or number <= high)):
-                raise ConfigError(f"{name} must be {low} or more{f', at most {high}' if high else ''}; got {number}.")
+            if isinstance(number, (int, float)) and not (low <= number and (high is None or number < high)):
+                raise ConfigError(f"{name} must be {low} or more{f' and below {high}' if high else ''}; got {number}.")
 
 
 def demo_options() -> PretrainOptions:

@@ -288,13 +288,12 @@ class MMEarth(Dataset[Batch]):
     ) -> Raster:
         product = self._product(modality, row, valid, kind)
         addresses = [ADDRESSES[band][product] for band in modality.bands]
-        channels = [a.channel for a in addresses]
-        array = addresses[0].array
-        values = raw[array][channels]
+        values = np.stack([raw[a.array][a.channel] for a in addresses])
+        measured = np.stack([valid[a.array][a.channel] for a in addresses])
         if isinstance(modality, Continuous):
             values = values.astype(np.float32)
         index = torch.tensor(modality.products.index(product))
-        return Raster(torch.from_numpy(values), torch.from_numpy(valid[array][channels]), index)
+        return Raster(torch.from_numpy(values), torch.from_numpy(measured), index)
 
     def _product(self, modality: Modality, row: int, valid: Mapping[str, np.ndarray], kind: str | None) -> str:
         """The product that the metadata names; outside Sentinel-2 the first with any valid pixel, or the first."""

@@ -1,4 +1,4 @@
-"""Pre-training: masked reconstruction of every view, as a Lightning module, and the run around it."""
+"""Pre-training: masked reconstruction of every view, as a Lightning module."""
 
 import itertools
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch.distributed
 from torch import Tensor
 
 from multimae_eo.config import ModelConfig
-from multimae_eo.errors import MultiMAEError
+from multimae_eo.errors import DivergedError
 from multimae_eo.losses import UncertaintyWeights, ViewLosses, count_samples, reconstruction_losses
 from multimae_eo.masking import TokenMask, place_mask
 from multimae_eo.model import MultiMAE
@@ -18,10 +18,6 @@ from multimae_eo.optim import learning_rate, parameter_groups
 from multimae_eo.options import PretrainOptions
 from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.examples import Example
-
-
-class DivergedError(MultiMAEError):
-    """The loss or its gradient was not finite for too many steps in a row."""
 
 
 def metric_name(view: str) -> str:

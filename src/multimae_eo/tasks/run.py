@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as lightning
+import numpy as np
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -207,11 +208,17 @@ class Panels(Callback):
 def draw(task: PretrainTask, data: PretrainData, number: int, path: Path, *, title: str) -> None:
     """A reconstruction picture of validation tiles, evenly spread over the split."""
     rows = data.rows["val"]
-    chosen = rows[[len(rows) * i // number for i in range(min(number, len(rows)))]]
+    chosen = spread(rows, number)
     examples = [data.examples(VALIDATE)[0, int(row)] for row in chosen]
     example: Example = move_to(default_collate(examples), task.device)
     names = [data.tiles.tile_id(int(row)) for row in chosen]
     visualize.save_panels(task.model, example.batch, task.mask(example), path, names=names, title=title)
+
+
+def spread(rows: np.ndarray, number: int) -> np.ndarray:
+    """At most `number` of the rows, evenly spread over them."""
+    number = min(number, len(rows))
+    return rows[[len(rows) * i // number for i in range(number)]]
 
 
 def move_to(example: Example, device: torch.device) -> Example:
@@ -242,7 +249,7 @@ def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visi
     rows = source.splits(val_fraction=options.data.val_fraction, seed=seed)[split]
     if not len(rows):
         raise DataError(f"'{source.path}': split '{split}' is empty.")
-    chosen = rows[[len(rows) * i // tiles for i in range(min(tiles, len(rows)))]]
+    chosen = spread(rows, tiles)
     examples = Examples(source, model.config, options, VALIDATE)
     example: Example = default_collate([examples[0, int(row)] for row in chosen])
     mask = place_mask(model.encoder.valid_tokens(example.batch), example.noise, num_visible)
