@@ -1,23 +1,27 @@
 """Checkpoints: a directory with config.json (sizes, modalities, bands, units, statistics) and model.safetensors."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from multimae_eo.config import ModelConfig, from_json, to_json
+from multimae_eo.config import ModelConfig, from_json, task_from_json, to_json
 from multimae_eo.errors import CheckpointError
 from multimae_eo.model import Encoder, MultiMAE
+from multimae_eo.predictor import Predictor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     return LoadReport(loaded, tuple(new), tuple(unused))
 
 
-def save(model: MultiMAE, directory: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: MultiMAE | Predictor, directory: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None
+) -> Path:
     """Write a checkpoint directory; it appears under its name only when complete, replacing an older one.
 
     extra: JSON-ready facts to keep in config.json beside the model's (training steps, source of the weights).
@@ -66,6 +72,8 @@ def save(model: MultiMAE, directory: str | os.PathLike[str], *, extra: Mapping[s
     partial.mkdir()
     try:
         content = {"format": FORMAT, "model": to_json(model.config), "extra": dict(extra or {})}
+        if isinstance(model, Predictor):
+            content["task"] = dataclasses.asdict(model.task)
         (partial / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         safetensors.torch.save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
@@ -77,13 +85,13 @@ def save(model: MultiMAE, directory: str | os.PathLike[str], *, extra: Mapping[s
     return directory
 
 
-def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
-    """Read the configuration of a checkpoint directory."""
+def read_content(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config.json of a checkpoint directory: entries "format", "model", "extra", and "task" of a fine-tuned one."""
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"'{directory}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training or "
-            "by `multimae-eo convert`."
+            f"'{directory}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training, by "
+            "fine-tuning, or by `multimae-eo convert`."
         )
     try:
         content = json.loads(path.read_text())
@@ -94,10 +102,19 @@ def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
         raise CheckpointError(f"'{path}' has format {found!r}, expected {FORMAT}; was it written by a newer version?")
     if "model" not in content:
         raise CheckpointError(f"'{path}' has no entry 'model', which describes the model; was it cut or edited?")
+    return content
+
+
+def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
+    """Read the configuration of a checkpoint directory."""
+    return _described(from_json, read_content(directory)["model"], directory)
+
+
+def _described(read: Callable[[Any], T], entry: Any, directory: str | os.PathLike[str]) -> T:
     try:
-        return from_json(content["model"])
+        return read(entry)
     except CheckpointError as error:
-        raise CheckpointError(f"'{path}': {error}") from error
+        raise CheckpointError(f"'{Path(directory) / CONFIG}': {error}") from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -118,13 +135,40 @@ def load(directory: str | os.PathLike[str]) -> MultiMAE:
     return model.eval()
 
 
-def load_encoder(directory: str | os.PathLike[str]) -> Encoder:
-    """Load the encoder of a checkpoint directory strictly, without its decoders."""
-    encoder = Encoder(load_config(directory))
+def load_predictor(directory: str | os.PathLike[str]) -> Predictor:
+    """Load a fine-tuned checkpoint directory strictly: the encoder with its head."""
+    content = read_content(directory)
+    if "task" not in content:
+        raise CheckpointError(
+            f"'{directory}' is a pre-trained model without a head; expected a fine-tuned one, such as the "
+            "folder best of `multimae-eo finetune`."
+        )
+    task = _described(task_from_json, content["task"], directory)
+    model = Predictor(load_config(directory), task)
+    path = Path(directory) / WEIGHTS
+    load_tensors(model, read_tensors(path), source=f"'{path}'")
+    return model.eval()
+
+
+def load_encoder(directory: str | os.PathLike[str], config: ModelConfig | None = None) -> Encoder:
+    """Load the encoder of a checkpoint directory strictly, without its decoders or head.
+
+    config: the checkpoint's own with what does not change the weights replaced (statistics, drop path).
+    """
+    encoder = Encoder(config or load_config(directory))
     path = Path(directory) / WEIGHTS
     tensors = {n.removeprefix("encoder."): t for n, t in read_tensors(path).items() if n.startswith("encoder.")}
     load_tensors(encoder, tensors, source=f"'{path}'")
     return encoder.eval()
+
+
+def fingerprint(directory: str | os.PathLike[str]) -> str:
+    """A short text that changes with the weights or the configuration of a checkpoint directory."""
+    digest = hashlib.sha256((Path(directory) / CONFIG).read_bytes())
+    with open(Path(directory) / WEIGHTS, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def describe(module: nn.Module) -> str:

@@ -13,6 +13,7 @@ from multimae_eo.modalities import (
     PAPER_TARGETS,
     Categorical,
     Continuous,
+    MapClass,
     Modality,
     Statistics,
     View,
@@ -22,6 +23,16 @@ from multimae_eo.modalities import (
 
 SizeName = Literal["demo", "tiny", "small", "base", "large"]
 Positions = Literal["resized", "fixed_pitch"]
+TaskName = Literal["classification", "multilabel", "segmentation", "regression"]
+HeadName = Literal["linear", "attentive", "linear_dense", "convnext"]
+
+# The heads that fit a task, the paper's first (docs/model.md, section 8).
+HEADS: Mapping[TaskName, tuple[HeadName, ...]] = {
+    "classification": ("linear", "attentive"),
+    "multilabel": ("linear", "attentive"),
+    "segmentation": ("convnext", "linear_dense"),
+    "regression": ("convnext", "linear_dense"),
+}
 
 # Base and large are the paper's (docs/model.md, section 4); the decoder sizes are the reference's defaults.
 SIZES: Mapping[str, Mapping[str, int]] = {
@@ -110,6 +121,44 @@ class ModelConfig:
                 raise ConfigError(f"{what}: '{twice[0]}' is given more than once; a modality has one tokenizer.")
 
 
+@dataclass(frozen=True)
+class TaskConfig:
+    """Everything that defines a fine-tuned model beside its encoder; travels in config.json.
+
+    inputs: the modalities that it was trained on; a dense head has a slot for each (docs/design.md, J).
+    classes: of the labels, in the order of the outputs; empty for regression. unit, mean, std: of a regression's
+    labels, in whose units it predicts. dataset: what it was trained on; products: {modality: product} its data are read
+    as; bands: those that the data set has, so that the others were never valid in training.
+    """
+
+    task: TaskName
+    head: HeadName
+    inputs: tuple[str, ...]
+    classes: tuple[MapClass, ...] = ()
+    unit: str = ""
+    mean: float = 0.0
+    std: float = 1.0
+    dataset: str = ""
+    products: Mapping[str, str] = field(default_factory=dict, hash=False)
+    bands: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS[self.task]:
+            raise ConfigError(f"head '{self.head}' does not fit {self.task}; expected {' or '.join(HEADS[self.task])}.")
+        if not self.inputs:
+            raise ConfigError("inputs: name at least one modality.")
+
+    @property
+    def dense(self) -> bool:
+        """Whether every pixel is predicted."""
+        return self.task in ("segmentation", "regression")
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers per sample, or per pixel."""
+        return len(self.classes) or 1
+
+
 def sized(size: str, **fields: Any) -> ModelConfig:
     """The configuration of a named size ("demo", "tiny", "small", "base", "large"), with fields replaced."""
     if size not in SIZES:
@@ -132,6 +181,14 @@ def from_json(content: Any) -> ModelConfig:
         return _from_json(ModelConfig, content, "model")
     except ConfigError as error:
         raise CheckpointError(f"entry 'model' describes no model: {error}") from error
+
+
+def task_from_json(content: Any) -> TaskConfig:
+    """A TaskConfig from what `dataclasses.asdict` makes of it; raises CheckpointError."""
+    try:
+        return _from_json(TaskConfig, content, "task")
+    except ConfigError as error:
+        raise CheckpointError(f"entry 'task' describes no task: {error}") from error
 
 
 def _from_json(kind: Any, value: Any, where: str) -> Any:

@@ -81,6 +81,18 @@ class Tokenizer(nn.Module):
         return self.proj(patchify(encoded.values, self.patch)), token_valid(encoded.valid, self.patch)
 
 
+class Seen(NamedTuple):
+    """What the encoder makes of all tokens of a batch.
+
+    tokens: [b, m n + g, d], of the modalities in `layout` (those in the batch), then the global ones; valid: which of
+    them mean anything.
+    """
+
+    tokens: Float[Tensor, "b k d"]
+    valid: Bool[Tensor, "b k"]
+    layout: TokenLayout
+
+
 class Encoder(nn.Module):
     """A ViT over the tokens of any subset of the modalities, followed by global tokens; no final norm.
 
@@ -114,6 +126,15 @@ class Encoder(nn.Module):
             x = block(x, keys)
             outputs.append(x)
         return outputs
+
+    def see(self, batch: Batch) -> Seen:
+        """All tokens of the modalities in the batch with their validity: what heads and probes work on."""
+        x, keys = self._sequence(batch, None)
+        assert keys is not None
+        for block in self.blocks:
+            x = block(x, keys)
+        layout = layout_of(self.config, batch)
+        return Seen(x, keys, layout._replace(names=tuple(name for name in layout.names if name in batch)))
 
     def valid_tokens(self, batch: Batch) -> Bool[Tensor, "b m n"]:
         """Which tokens of all inputs are valid; those of absent modalities are not."""

@@ -1,9 +1,10 @@
 """Rasters, values with validity and product, and the crops and flips that move all modalities of a batch together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
@@ -45,6 +46,21 @@ def flip(batch: Batch, *, horizontal: bool, vertical: bool) -> Batch:
     if not axes:
         return batch
     return {name: Raster(r.values.flip(axes), r.valid.flip(axes), r.product) for name, r in batch.items()}
+
+
+def pad(batch: Batch, *, strides: Mapping[str, int], multiple: int) -> Batch:
+    """Pad every raster right and below with invalid pixels, to a frame whose edges `multiple` divides.
+
+    strides: how many pixels of the frame one pixel of each raster spans; the frame covers the largest of the rasters.
+    """
+    frames = [[edge * strides[name] for edge in r.values.shape[-2:]] for name, r in batch.items()]
+    height, width = (-(-max(edges) // multiple) * multiple for edges in zip(*frames, strict=True))
+    padded = {}
+    for name, raster in batch.items():
+        rows, columns = raster.values.shape[-2:]
+        margin = (0, width // strides[name] - columns, 0, height // strides[name] - rows)
+        padded[name] = Raster(F.pad(raster.values, margin), F.pad(raster.valid, margin), raster.product)
+    return padded
 
 
 def majority(raster: Raster, codes: Sequence[int], stride: int) -> Raster:

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from multimae_eo.config import TaskName
 from multimae_eo.errors import ConfigError, DataError, StatisticsError
 from multimae_eo.modalities import Categorical, Continuous, MapClass, Modality, Statistics
 from multimae_eo.raster import Batch, Raster
 
-TaskName = Literal["classification", "multilabel", "segmentation", "regression"]
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 

@@ -4,20 +4,18 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import torch
-import torch.distributed
 from torch import Tensor
 
 from multimae_eo.config import ModelConfig
-from multimae_eo.errors import DivergedError
 from multimae_eo.losses import UncertaintyWeights, ViewLosses, count_samples, reconstruction_losses
 from multimae_eo.masking import TokenMask, place_mask
 from multimae_eo.model import MultiMAE
-from multimae_eo.optim import learning_rate, parameter_groups
+from multimae_eo.optim import parameter_groups
 from multimae_eo.options import PretrainOptions
 from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.examples import Example
+from multimae_eo.tasks.stepping import SteppedTask
 
 
 def metric_name(view: str) -> str:
@@ -25,25 +23,18 @@ def metric_name(view: str) -> str:
     return view.replace(":", "_per_")
 
 
-class PretrainTask(lightning.LightningModule):
+class PretrainTask(SteppedTask):
     """MultiMAE with its losses and optimizer.
 
     A step works through its share of the batch in micro-batches; counts are summed over these and over all devices
-    first, so that neither number changes the result (docs/model.md, section 6). A step whose loss or gradient is not
-    finite changes nothing: the optimizer skips it by a flag on the device, without waiting for the host.
+    first, so that neither number changes the result (docs/model.md, section 6).
     """
 
-    skipped: Tensor
-    skipped_in_a_row: Tensor
-
     def __init__(self, config: ModelConfig, options: PretrainOptions):
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(options.optim, options.optim.warmup_steps)
         self.options = options
         self.model = MultiMAE(config)
         self.weights = UncertaintyWeights(len(config.targets)) if options.optim.weighting == "uncertainty" else None
-        self.register_buffer("skipped", torch.zeros(()))
-        self.register_buffer("skipped_in_a_row", torch.zeros(()))
         self.names = [metric_name(view) for view, _ in self.model.views()]
         self.start_step = 0  # what `validate` outside of `fit` is logged under
         self.validation: dict[str, float] = {}
@@ -88,39 +79,8 @@ class PretrainTask(lightning.LightningModule):
             sums += total.detach()
         return sums
 
-    def _update(self) -> Tensor:
-        """One optimizer step, skipped where the gradient is not finite; returns the norm of the gradient."""
-        optim, optimizer = self.options.optim, self.optimizers()
-        assert not isinstance(optimizer, list)
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
-        bad = (~norm.isfinite()).float()
-        if optim.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.global_step)
-        optimizer.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad()
-        self.skipped += bad
-        self.skipped_in_a_row.copy_((self.skipped_in_a_row + 1) * bad)
-        return norm
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        optim = self.options.optim
-        per_epoch = self.trainer.datamodule.per_epoch  # type: ignore[attr-defined]
-        warmup = round(optim.warmup_epochs * per_epoch) if optim.warmup_steps is None else optim.warmup_steps
-        peak = optim.lr * optim.batch_size / 256
-        steps = self.trainer.max_steps
-        return learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup, warmup_lr=optim.warmup_lr)
-
     def _log_step(self, losses: Tensor, norm: Tensor) -> None:
-        if self.skipped_in_a_row > self.options.optim.max_skipped:
-            raise DivergedError(
-                f"step {self.global_step}: the gradient was not finite for {int(self.skipped_in_a_row)} steps in "
-                "a row. Lower optim.lr, set optim.clip_norm, or look at the last tiles; the last saved state is good."
-            )
+        self.check_finite()
         values = {f"train/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
         rate = self.learning_rate(self.global_step - 1)
         extra = {"train/lr": rate, "train/grad_norm": norm, "train/skipped": self.skipped}
@@ -145,19 +105,6 @@ class PretrainTask(lightning.LightningModule):
         self._write({"val/loss": losses.sum(), **values})
         self.log("val_loss", losses.sum(), prog_bar=True, logger=False)
         self.validation = {view: float(loss) for (view, _), loss in zip(self.model.views(), losses, strict=True)}
-
-    def _sum(self, value: Tensor) -> Tensor:
-        """Sum over devices."""
-        if self.trainer.world_size > 1:
-            value = value.clone()
-            torch.distributed.all_reduce(value)
-        return value
-
-    def _synchronise(self, wanted: bool) -> None:
-        """Whether the next backward pass averages gradients over devices: only that of the last micro-batch does."""
-        wrapped = self.trainer.model
-        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
-            wrapped.require_backward_grad_sync = wanted
 
 
 def split(batch: Batch, mask: TokenMask, parts: int) -> list[tuple[Batch, TokenMask]]:

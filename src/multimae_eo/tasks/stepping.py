@@ -1,0 +1,89 @@
+"""What every training step shares: the optimizer, its schedule, the skipping of steps that are not finite."""
+
+from typing import Any, Protocol
+
+import lightning.pytorch as lightning
+import torch
+import torch.distributed
+from torch import Tensor
+
+from multimae_eo.errors import DivergedError
+from multimae_eo.optim import learning_rate
+
+
+class Optim(Protocol):
+    """What the options of an optimisation have in common."""
+
+    batch_size: int
+    lr: float
+    warmup_epochs: float
+    warmup_lr: float
+    clip_norm: float | None
+    max_skipped: int
+
+
+class SteppedTask(lightning.LightningModule):
+    """A module that optimises by hand, so that a batch may be worked through in parts, and its steps be skipped.
+
+    A step whose gradient is not finite changes nothing: the optimizer skips it by a flag on the device, without
+    waiting for the host (docs/design.md, H). warmup_steps: length of the warm-up, else it follows from the epochs.
+    """
+
+    skipped: Tensor
+    skipped_in_a_row: Tensor
+
+    def __init__(self, optim: Optim, warmup_steps: int | None = None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.optim, self.warmup_steps = optim, warmup_steps
+        self.register_buffer("skipped", torch.zeros(()))
+        self.register_buffer("skipped_in_a_row", torch.zeros(()))
+
+    def _update(self) -> Tensor:
+        """One optimizer step, skipped where the gradient is not finite; returns the norm of the gradient."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+        bad = (~norm.isfinite()).float()
+        if self.optim.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
+        rate = self.learning_rate(self.global_step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        optimizer.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad()
+        self.skipped += bad
+        self.skipped_in_a_row.copy_((self.skipped_in_a_row + 1) * bad)
+        return norm
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        optim, warmup = self.optim, self.warmup_steps
+        if warmup is None:
+            warmup = round(optim.warmup_epochs * self.trainer.datamodule.per_epoch)  # type: ignore[attr-defined]
+        peak = optim.lr * optim.batch_size / 256
+        steps = self.trainer.max_steps
+        return learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup, warmup_lr=optim.warmup_lr)
+
+    def check_finite(self) -> None:
+        """Raise DivergedError after too many skipped steps in a row; waits for the device."""
+        if self.skipped_in_a_row > self.optim.max_skipped:
+            raise DivergedError(
+                f"step {self.global_step}: the gradient was not finite for {int(self.skipped_in_a_row)} steps in "
+                "a row. Lower optim.lr, set optim.clip_norm, or look at the last tiles; the last saved state is good."
+            )
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Sum over devices."""
+        if self.trainer.world_size > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _synchronise(self, wanted: bool) -> None:
+        """Whether the next backward pass averages gradients over devices: only that of the last micro-batch does."""
+        wrapped: Any = self.trainer.model
+        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+            wrapped.require_backward_grad_sync = wanted
