@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from multimae_eo.config import HeadName, TaskName
+from multimae_eo.errors import CheckpointError
+from multimae_eo.options import check
 
 
 @dataclass
@@ -41,7 +43,7 @@ class LabelledOptions:
     Args:
         source: a GEO-Bench v1 data set in its original folders, or a folder of your own GeoTIFFs.
         root: folder that holds classification_v1.0 and segmentation_v1.0, or your GeoTIFFs.
-        name: of the GEO-Bench data set, such as m-eurosat.
+        name: of the GEO-Bench data set, such as m-eurosat; of your own, any (default: that of its folder).
         partition: default, or 0.01x, 0.02x, 0.05x, 0.10x, 0.20x, 0.50x, 1.00x of the training labels.
         ignore_class0: whether class 0, which means "no data", counts as no class; must be said for the data sets that
             have such a class.
@@ -69,6 +71,17 @@ class LabelledOptions:
     drop_modality: float = 0.0
     drop_channel: float = 0.0
     folder: FolderOptions = field(default_factory=FolderOptions)
+
+
+def labelled_from_json(content: dict[str, Any], where: str) -> LabelledOptions:
+    """Options of labelled data from what `dataclasses.asdict` and JSON make of them; raises CheckpointError."""
+    try:
+        options = LabelledOptions(**content)
+        options.folder = FolderOptions(**content.get("folder", {}))
+    except TypeError as error:
+        raise CheckpointError(f"{where} describes no data: {error}.") from error
+    options.root = Path(options.root) if options.root is not None else None
+    return options
 
 
 @dataclass
@@ -238,3 +251,33 @@ class GeobenchOptions:
     out: Path = Path("runs/geobench")
     finetune: FinetuneOptim = field(default_factory=FinetuneOptim)
     trainer: MachineOptions = field(default_factory=MachineOptions)
+
+
+FINETUNE_RANGES: dict[str, tuple[float, float | None]] = {
+    "seed": (0, 2**32),
+    "data.workers": (0, None),
+    "data.drop_modality": (0, 1),
+    "data.drop_channel": (0, 1),
+    "optim.batch_size": (1, None),
+    "optim.micro_batches": (1, None),
+    "optim.epochs": (1, None),
+    "optim.steps": (1, None),
+    "optim.lr": (0, None),
+    "optim.warmup_epochs": (0, None),
+    "optim.warmup_lr": (0, None),
+    "optim.weight_decay": (0, None),
+    "optim.layer_decay": (0, None),
+    "optim.betas": (0, 1),
+    "optim.clip_norm": (0, None),
+    "optim.drop_path": (0, 1),
+    "optim.label_smoothing": (0, 1),
+    "optim.dice": (0, None),
+    "optim.freeze": (0, None),
+    "optim.max_skipped": (0, None),
+    "trainer.threads": (1, None),
+}
+
+
+def check_finetune(options: FinetuneOptions) -> None:
+    """Raise ConfigError for a number outside of its range."""
+    check(options, FINETUNE_RANGES)

@@ -1,5 +1,6 @@
 """Every option of pre-training, as plain dataclasses with the paper's values as defaults; imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -228,10 +229,10 @@ RANGES: dict[str, tuple[float, float | None]] = {
 }
 
 
-def check(options: PretrainOptions) -> None:
+def check(options: object, ranges: Mapping[str, tuple[float, float | None]] = RANGES) -> None:
     """Raise ConfigError for a number outside of its range."""
-    for name, (low, high) in RANGES.items():
-        value: object = options
+    for name, (low, high) in ranges.items():
+        value = options
         for part in name.split("."):
             value = getattr(value, part)
         for number in value if isinstance(value, (tuple, list)) else (value,):

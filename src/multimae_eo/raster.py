@@ -48,6 +48,11 @@ def flip(batch: Batch, *, horizontal: bool, vertical: bool) -> Batch:
     return {name: Raster(r.values.flip(axes), r.valid.flip(axes), r.product) for name, r in batch.items()}
 
 
+def rows(batch: Batch, part: slice) -> Batch:
+    """Some samples of a batch."""
+    return {name: Raster(*(tensor[part] for tensor in raster)) for name, raster in batch.items()}
+
+
 def pad(batch: Batch, *, strides: Mapping[str, int], multiple: int) -> Batch:
     """Pad every raster right and below with invalid pixels, to a frame whose edges `multiple` divides.
 

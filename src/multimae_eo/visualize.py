@@ -60,7 +60,7 @@ def save_panels(
         for axis, column in zip(axes[0], COLUMNS, strict=False):
             axis.set_title(column, fontsize=8)
     _legend(figure, [m for m in model.config.modalities.values() if isinstance(m, Categorical)])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _strip(model: MultiMAE, decoder: Decoder, batch: Batch, mask: TokenMask, predicted: Tensor, sample: int) -> Strip:
@@ -169,10 +169,11 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         axis.axis("off")
     figure.axes[0].legend(fontsize=7)
     figure.axes[0].set_ylabel("loss", fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as PNG; it appears under its name only when complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

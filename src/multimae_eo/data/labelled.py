@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -102,10 +103,11 @@ def check_ids(ids: Mapping[SplitName, Sequence[str]], where: str, *, allow_leaks
     for split in SPLITS:
         if not ids.get(split):
             raise DataError(f"{where}: split '{split}' is empty; every split needs at least one sample.")
+        sample_id, times = Counter(ids[split]).most_common(1)[0]
+        if times > 1:
+            raise DataError(f"{where}: split '{split}' names '{sample_id}' more than once.")
         for sample_id in ids[split]:
             other = seen.setdefault(sample_id, split)
-            if other == split and ids[split].count(sample_id) > 1:
-                raise DataError(f"{where}: split '{split}' names '{sample_id}' more than once.")
             if other != split and not allow_leaks:
                 raise DataError(
                     f"{where}: '{sample_id}' is in '{other}' and in '{split}', so the {split} split would leak into "

@@ -1,6 +1,6 @@
 """What pre-training is fed: crops, flips and mask noise, each a pure function of (seed, epoch, row)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import lightning.pytorch as lightning
@@ -85,6 +85,12 @@ def own_grids(batch: Batch, modalities: Iterable[Modality]) -> Batch:
     """Reduce the classes that live on a coarser grid, by majority over valid pixels."""
     coarse = [m for m in modalities if isinstance(m, Categorical) and m.stride > 1]
     return {**batch, **{m.name: majority(batch[m.name], m.codes, m.stride) for m in coarse if m.name in batch}}
+
+
+def spread(rows: Sequence[int] | np.ndarray, number: int) -> list[int]:
+    """At most `number` of the rows, evenly spread over them."""
+    number = min(number, len(rows))
+    return [int(rows[len(rows) * i // number]) for i in range(number)]
 
 
 class Steps(Sampler[list[tuple[int, int]]]):

@@ -1,6 +1,5 @@
 """Pre-training: masked reconstruction of every view, as a Lightning module."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from multimae_eo.masking import TokenMask, place_mask
 from multimae_eo.model import MultiMAE
 from multimae_eo.optim import parameter_groups
 from multimae_eo.options import PretrainOptions
-from multimae_eo.raster import Batch, Raster
+from multimae_eo.raster import Batch, rows
 from multimae_eo.tasks.examples import Example
-from multimae_eo.tasks.stepping import SteppedTask
+from multimae_eo.tasks.stepping import SteppedTask, parts
 
 
 def metric_name(view: str) -> str:
@@ -67,14 +66,14 @@ class PretrainTask(SteppedTask):
 
     def _backward(self, batch: Batch, mask: TokenMask, samples: Tensor) -> Tensor:
         """Gradients of the loss of the global batch; returns this device's sums of losses per view."""
-        parts = split(batch, mask, self.options.optim.micro_batches)
+        pieces = split(batch, mask, self.options.optim.micro_batches)
         devices, sums = self.trainer.world_size, torch.zeros_like(samples)
-        for index, (rasters, places) in enumerate(parts):
-            self._synchronise(index == len(parts) - 1)
+        for index, (rasters, places) in enumerate(pieces):
+            self._synchronise(index == len(pieces) - 1)
             total = reconstruction_losses(self.model, self.model(rasters, places), rasters, places).total
             losses = total / samples.clamp(min=1)
             if self.weights is not None:
-                losses = self.weights(losses, samples > 0, 1 / (devices * len(parts)))
+                losses = self.weights(losses, samples > 0, 1 / (devices * len(pieces)))
             self.manual_backward(devices * losses.sum())  # devices: their gradients are averaged
             sums += total.detach()
         return sums
@@ -107,16 +106,12 @@ class PretrainTask(SteppedTask):
         self.validation = {view: float(loss) for (view, _), loss in zip(self.model.views(), losses, strict=True)}
 
 
-def split(batch: Batch, mask: TokenMask, parts: int) -> list[tuple[Batch, TokenMask]]:
+def split(batch: Batch, mask: TokenMask, number: int) -> list[tuple[Batch, TokenMask]]:
     """Cut a batch and its mask into parts of about equal size."""
-    number = len(mask.visible)
-    bounds = [number * i // parts for i in range(parts + 1)]
     pieces = []
-    for low, high in itertools.pairwise(bounds):
-        if high > low:
-            rasters = {name: Raster(*(part[low:high] for part in raster)) for name, raster in batch.items()}
-            real = None if mask.real is None else mask.real[low:high]
-            pieces.append((rasters, TokenMask(mask.visible[low:high], real)))
+    for part in parts(len(mask.visible), number):
+        real = None if mask.real is None else mask.real[part]
+        pieces.append((rows(batch, part), TokenMask(mask.visible[part], real)))
     return pieces
 
 

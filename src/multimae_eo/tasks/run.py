@@ -1,19 +1,11 @@
 """A pre-training run: builds data, task and Trainer from the options, trains, leaves a checkpoint and pictures."""
 
-import dataclasses
-import json
-import logging
-import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as lightning
-import numpy as np
 import torch
-import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import default_collate
@@ -24,9 +16,10 @@ from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.masking import MaskNoise, place_mask
 from multimae_eo.options import MaskOptions, PretrainOptions, check
 from multimae_eo.raster import Raster
-from multimae_eo.tasks.examples import VALIDATE, Example, Examples, PretrainData
+from multimae_eo.tasks.examples import VALIDATE, Example, Examples, PretrainData, spread
 from multimae_eo.tasks.pretrain import PretrainTask, state_path
 from multimae_eo.tasks.rows import Rows, truncate
+from multimae_eo.tasks.trainer import make_trainer, write_options
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def pretrain(options: PretrainOptions) -> Result:
     resumed = state_of(options)
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
     trainer = build_trainer(options, task, steps)
-    write_options(options)
+    write_options(options, options.out)
     done = start_of(resumed)
     size, train, val = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
     rank_zero_only(print)(f"Pre-training {size} on {train} tiles, {val} held out: steps {done} to {steps}.", flush=True)
@@ -98,56 +91,20 @@ def start_of(state: Path | None) -> int:
     return int(torch.load(state, weights_only=True, mmap=True)["global_step"]) if state else 0
 
 
-def write_options(options: PretrainOptions) -> None:
-    """Keep the options of a run beside what comes of it; `--config OUT/config.yaml` repeats the run."""
-    content = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    except OSError as error:
-        raise ConfigError(f"'{options.out}' is no folder that can be written: {error.strerror}.") from error
-
-
 def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> lightning.Trainer:
-    """Lightning's Trainer: one pass over a stream of `steps` batches."""
+    """Lightning's Trainer for some options."""
     run = options.trainer
-    quiet()
-    try:
-        return lightning.Trainer(
-            accelerator=run.accelerator,
-            devices=run.devices,
-            num_nodes=run.nodes,
-            precision=run.precision,
-            max_steps=steps,
-            max_epochs=1,
-            val_check_interval=min(run.val_every, steps),
-            num_sanity_val_steps=0,
-            log_every_n_steps=run.log_every,
-            logger=build_loggers(options, task),
-            callbacks=build_callbacks(options),
-            use_distributed_sampler=False,
-            enable_progress_bar=run.progress,
-            enable_model_summary=False,
-            default_root_dir=options.out,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        what = f"accelerator '{run.accelerator}', devices {run.devices}, nodes {run.nodes}"
-        raise ConfigError(f"trainer: {what} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def quiet() -> None:
-    """Silence what Lightning says that is not about this run: tips, devices, and advice that does not apply here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",  # data.workers is the user's choice
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on there
-        ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one wanted
-        ".*is smaller than the logging interval.*",  # short runs log less
-        ".*your dataloader is not resumable.*",  # its batches are a function of the step, and it skips those done
-        ".*LeafSpec.* is deprecated.*",  # lightning 2.6 with torch 2.13
-        ".*loading a checkpoint outside the 'fit' stage.*",  # validation of a resumed moving average
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    return make_trainer(
+        run,
+        out=options.out,
+        devices=run.devices,
+        nodes=run.nodes,
+        steps=steps,
+        val_every=run.val_every,
+        log_every=run.log_every,
+        loggers=build_loggers(options, task),
+        callbacks=build_callbacks(options),
+    )
 
 
 def build_loggers(options: PretrainOptions, task: PretrainTask) -> list[Logger]:
@@ -185,9 +142,6 @@ def build_callbacks(options: PretrainOptions) -> list[Callback]:
         callbacks.append(EMAWeightAveraging(decay=options.optim.ema, use_buffers=False))
     if run.panels > 0:
         callbacks.append(Panels(options.out / "panels", run.panels))
-    if run.progress:
-        often = run.log_every // 5 if sys.stdout.isatty() else run.val_every // 10  # a log file needs fewer lines
-        callbacks.append(TQDMProgressBar(refresh_rate=max(1, often)))
     return callbacks
 
 
@@ -209,16 +163,10 @@ def draw(task: PretrainTask, data: PretrainData, number: int, path: Path, *, tit
     """A reconstruction picture of validation tiles, evenly spread over the split."""
     rows = data.rows["val"]
     chosen = spread(rows, number)
-    examples = [data.examples(VALIDATE)[0, int(row)] for row in chosen]
+    examples = [data.examples(VALIDATE)[0, row] for row in chosen]
     example: Example = move_to(default_collate(examples), task.device)
-    names = [data.tiles.tile_id(int(row)) for row in chosen]
+    names = [data.tiles.tile_id(row) for row in chosen]
     visualize.save_panels(task.model, example.batch, task.mask(example), path, names=names, title=title)
-
-
-def spread(rows: np.ndarray, number: int) -> np.ndarray:
-    """At most `number` of the rows, evenly spread over them."""
-    number = min(number, len(rows))
-    return rows[[len(rows) * i // number for i in range(number)]]
 
 
 def move_to(example: Example, device: torch.device) -> Example:
@@ -251,8 +199,8 @@ def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visi
         raise DataError(f"'{source.path}': split '{split}' is empty.")
     chosen = spread(rows, tiles)
     examples = Examples(source, model.config, options, VALIDATE)
-    example: Example = default_collate([examples[0, int(row)] for row in chosen])
+    example: Example = default_collate([examples[0, row] for row in chosen])
     mask = place_mask(model.encoder.valid_tokens(example.batch), example.noise, num_visible)
-    names = [source.tile_id(int(row)) for row in chosen]
+    names = [source.tile_id(row) for row in chosen]
     title = f"{directory.name}, {num_visible} visible tokens"
     return visualize.save_panels(model, example.batch, mask, out, names=names, title=title)

@@ -1,5 +1,6 @@
 """What every training step shares: the optimizer, its schedule, the skipping of steps that are not finite."""
 
+import itertools
 from typing import Any, Protocol
 
 import lightning.pytorch as lightning
@@ -87,3 +88,9 @@ class SteppedTask(lightning.LightningModule):
         wrapped: Any = self.trainer.model
         if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
             wrapped.require_backward_grad_sync = wanted
+
+
+def parts(number: int, wanted: int) -> list[slice]:
+    """`number` samples in `wanted` parts of about equal size; parts without a sample are left out."""
+    bounds = [number * i // wanted for i in range(wanted + 1)]
+    return [slice(low, high) for low, high in itertools.pairwise(bounds) if high > low]

@@ -1,10 +1,12 @@
 """A synthetic world: every tile a place whose modalities follow from one terrain, one climate and one land cover."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from multimae_eo.data.layout import Tile
 from multimae_eo.data.synthetic.classes import WATER, Cover, classify
-from multimae_eo.data.synthetic.climate import draw_place
+from multimae_eo.data.synthetic.climate import Place, draw_place
 from multimae_eo.data.synthetic.fields import blur, stream
 from multimae_eo.data.synthetic.optical import render
 from multimae_eo.data.synthetic.radar import sense
@@ -24,11 +26,25 @@ def check_world(seed: int, tile_px: int) -> None:
         raise ConfigError(f"tile_px is {tile_px}; expected a multiple of 4 that is at least 16, e.g. 64.")
 
 
+class Ground(NamedTuple):
+    """What is there, whether or not a sensor sees it."""
+
+    place: Place
+    terrain: Terrain
+    cover: Cover
+    surface: Surface
+
+
 def make_tile(seed: int, index: int, tile_px: int = 64) -> Tile:
     """Tile `index` of world `seed`, tile_px x tile_px pixels of 10 m: a pure function of its arguments.
 
     Its `split` is "train"; `generate` sets it. Raises ConfigError.
     """
+    return make_ground_and_tile(seed, index, tile_px)[1]
+
+
+def make_ground_and_tile(seed: int, index: int, tile_px: int = 64) -> tuple[Ground, Tile]:
+    """The ground of a tile, and the tile that the sensors see of it (see `make_tile`)."""
     check_world(seed, tile_px)
     if index < 0:
         raise ConfigError(f"index is {index}; tiles are numbered from 0.")
@@ -50,7 +66,7 @@ def make_tile(seed: int, index: int, tile_px: int = 64) -> Tile:
         "moisture": round(place.moisture, 3),
         "water": terrain.kind,
     }
-    return Tile(
+    tile = Tile(
         tile_id=f"{seed}-{index:06d}",
         product=place.product,
         lat=place.lat,
@@ -60,6 +76,7 @@ def make_tile(seed: int, index: int, tile_px: int = 64) -> Tile:
         crs=place.crs,
         extra=extra,
     )
+    return Ground(place, terrain, cover, surface), tile
 
 
 def _heights(rng: np.random.Generator, terrain: Terrain) -> np.ndarray:

@@ -1,0 +1,66 @@
+"""Classification of whole images: one label of several classes, or any number of labels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multilabel_average_precision,
+    multilabel_f1_score,
+)
+
+
+class Classification:
+    """One class per image: cross-entropy; accuracy over images and averaged over classes."""
+
+    metrics = ("accuracy", "accuracy_macro")
+    primary = "accuracy"
+
+    def __init__(self, num_classes: int, *, label_smoothing: float = 0.0):
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+
+    def losses(self, predicted: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        losses = F.cross_entropy(predicted.float(), label, reduction="none", label_smoothing=self.label_smoothing)
+        return losses.masked_fill(~known, 0.0)
+
+    def evidence(self, predicted: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        """[b, 2]: predicted class and label, of the known ones."""
+        return torch.stack([predicted.argmax(dim=1), label], dim=1)[known].double().cpu()
+
+    def score(self, evidence: Tensor) -> dict[str, float]:
+        predicted, label = evidence.long().T
+        kinds = {"accuracy": "micro", "accuracy_macro": "macro"}
+        return {
+            name: float(multiclass_accuracy(predicted, label, self.num_classes, average, validate_args=False))  # type: ignore[arg-type]
+            for name, average in kinds.items()
+        }
+
+
+class MultiLabel:
+    """Any number of labels per image: binary cross-entropy; F1 at a probability of one half, average precision."""
+
+    metrics = ("f1_micro", "f1_macro", "map_micro")
+    primary = "f1_micro"
+
+    def __init__(self, num_classes: int, *, label_smoothing: float = 0.0):
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+
+    def losses(self, predicted: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        target = label * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(predicted.float(), target, reduction="none").mean(dim=1)
+        return losses.masked_fill(~known, 0.0)
+
+    def evidence(self, predicted: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        """[b, 2 k]: probabilities, then labels, of the known ones."""
+        return torch.cat([predicted.sigmoid(), label], dim=1)[known].double().cpu()
+
+    def score(self, evidence: Tensor) -> dict[str, float]:
+        probability, label = evidence.split(self.num_classes, dim=1)
+        label, number = label.long(), self.num_classes
+        return {
+            "f1_micro": float(multilabel_f1_score(probability, label, number, average="micro", validate_args=False)),
+            "f1_macro": float(multilabel_f1_score(probability, label, number, average="macro", validate_args=False)),
+            "map_micro": float(
+                multilabel_average_precision(probability, label, number, average="micro", validate_args=False)
+            ),
+        }

@@ -1,0 +1,19 @@
+"""The task of a configuration."""
+
+from multimae_eo.config import TaskConfig
+from multimae_eo.tasks.classify import Classification, MultiLabel
+from multimae_eo.tasks.regress import Regression
+from multimae_eo.tasks.segment import Segmentation
+from multimae_eo.tasks.task import Task
+
+
+def task_for(config: TaskConfig, *, label_smoothing: float = 0.0, dice: float = 0.0) -> Task:
+    """Losses and metrics of a task; label_smoothing and dice where the task has them."""
+    number = config.num_outputs
+    if config.task == "classification":
+        return Classification(number, label_smoothing=label_smoothing)
+    if config.task == "multilabel":
+        return MultiLabel(number, label_smoothing=label_smoothing)
+    if config.task == "segmentation":
+        return Segmentation(number, label_smoothing=label_smoothing, dice=dice)
+    return Regression(std=config.std)

@@ -1,0 +1,246 @@
+"""What fine-tuning and probing are fed: labelled images as rasters, flipped and with modalities dropped at random."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from multimae_eo.config import ModelConfig
+from multimae_eo.data.labelled import (
+    Labelled,
+    SplitName,
+    absent_bands,
+    products_of,
+    rasters,
+    shared_modalities,
+    with_own_statistics,
+)
+from multimae_eo.errors import ConfigError
+from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions
+from multimae_eo.modalities import Modality
+from multimae_eo.raster import Batch, Raster, flip, pad
+from multimae_eo.tasks.examples import TRAIN, Steps, own_grids, philox
+
+
+class LabelledExample(NamedTuple):
+    """One labelled image, or a batch of them: rasters on their own grids, label, which of it is known, and the row."""
+
+    batch: Batch
+    label: Tensor
+    known: Tensor
+    row: Tensor | int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Labelled data as one model sees them.
+
+    config: the model's, with the data set's own statistics as one more product where these are used. inputs: the
+    modalities that are fed, in the model's order; products: the index in `Raster.product` of each.
+    """
+
+    source: Labelled
+    config: ModelConfig
+    inputs: tuple[str, ...]
+    products: dict[str, int]
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        return {name: self.config.modalities[name] for name in self.inputs}
+
+    def facts(self) -> dict[str, str]:
+        """What every result says of its inputs: modalities, bands, those that are missing, statistics, notes."""
+        about = self.source.about
+        bands = [b for m in self.modalities.values() for b in m.bands if b in about.bands]
+        products = {self.config.modalities[name].products[index] for name, index in self.products.items()}
+        return {
+            "inputs": "+".join(self.inputs),
+            "bands": " ".join(bands),
+            "absent_bands": " ".join(absent_bands(about, self.modalities)),
+            "statistics": "+".join(sorted(products)),
+            "notes": "; ".join(about.notes),
+        }
+
+
+def open_source(options: LabelledOptions) -> Labelled:
+    """The data that some options name."""
+    if options.root is None:
+        raise ConfigError("data.root is not set; give the folder of the data.")
+    if options.source == "geobench":
+        from multimae_eo.data.geobench import GeoBench
+
+        return GeoBench(
+            options.root,
+            options.name,
+            partition=options.partition,
+            ignore_class0=options.ignore_class0,
+            allow_leaks=options.allow_leaks,
+        )
+    from multimae_eo.data.folder import GeoTIFFFolder
+
+    folder = options.folder
+    return GeoTIFFFolder(
+        options.root,
+        task=folder.task,
+        bands=folder.bands,
+        table=folder.table,
+        classes=folder.classes,
+        product=folder.product,
+        nodata=folder.nodata,
+        scale=folder.scale,
+        ignore=folder.ignore,
+        unit=folder.unit,
+        name=options.name or None,
+        allow_leaks=options.allow_leaks,
+    )
+
+
+def set_up(source: Labelled, config: ModelConfig, options: LabelledOptions) -> Setup:
+    """The data as a model sees them; raises ConfigError where they share nothing, or not what `inputs` names."""
+    about = source.about
+    available = {name: config.modalities[name] for name in config.input_modalities}
+    shared = shared_modalities(about, available)
+    wrong = [name for name in options.inputs if name not in shared]
+    if wrong or not shared:
+        raise ConfigError(
+            f"data.inputs: '{wrong[0] if wrong else ''}' cannot be fed from '{about.name}', whose bands are "
+            f"{' '.join(about.bands)}; of the model's inputs ({', '.join(available)}) these share a band with it: "
+            f"{', '.join(shared) or 'none'}."
+        )
+    inputs = tuple(name for name in config.input_modalities if name in (options.inputs or shared))
+    chosen = {name: available[name] for name in inputs}
+    if options.statistics == "dataset":
+        chosen = with_own_statistics(chosen, about, source.statistics())
+    products = products_of(chosen, about, options.statistics)
+    config = dataclasses.replace(config, modalities={**config.modalities, **chosen})
+    return Setup(source, config, inputs, products)
+
+
+class LabelledExamples(Dataset[LabelledExample]):
+    """Images of a split as rasters, padded to the patch; indexed by (epoch, row).
+
+    options: flips, and drop-out of modalities and bands, for training; None leaves the images as they are.
+    """
+
+    def __init__(self, setup: Setup, split: SplitName, *, options: LabelledOptions | None = None, seed: int = 0):
+        self.setup, self.ids, self.options, self.seed = setup, setup.source.ids[split], options, seed
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: tuple[int, int]) -> LabelledExample:
+        epoch, row = index
+        setup = self.setup
+        sample = setup.source.read(self.ids[row])
+        batch = rasters(sample, setup.source.about, setup.modalities, setup.products)
+        label, known = torch.as_tensor(sample.label.values), torch.as_tensor(sample.label.known)
+        if self.options is not None:
+            random = philox(self.seed, TRAIN, epoch, row)
+            batch, label, known = self._flip(batch, label, known, random)
+            batch = drop(batch, random, modality=self.options.drop_modality, channel=self.options.drop_channel)
+        patch = setup.config.patch_size
+        batch = own_grids(pad(batch, strides=dict.fromkeys(batch, 1), multiple=patch), setup.modalities.values())
+        return LabelledExample(batch, label, known, row)
+
+    def _flip(
+        self, batch: Batch, label: Tensor, known: Tensor, random: np.random.Generator
+    ) -> tuple[Batch, Tensor, Tensor]:
+        assert self.options is not None
+        mirror, turn = random.integers(0, 2, 2).tolist()
+        horizontal = self.options.flips != "none" and mirror == 1
+        vertical = self.options.flips == "both" and turn == 1
+        axes = [axis for axis, wanted in ((-1, horizontal), (-2, vertical)) if wanted]
+        if axes and self.setup.source.about.dense:
+            label, known = label.flip(axes), known.flip(axes)
+        return flip(batch, horizontal=horizontal, vertical=vertical), label, known
+
+
+def drop(batch: Batch, random: np.random.Generator, *, modality: float, channel: float) -> Batch:
+    """Make modalities and bands of one sample invalid, each with its probability; one modality always stays."""
+    names = list(batch)
+    hidden = random.random(len(names)) < modality
+    hidden[random.integers(len(names))] &= not hidden.all()
+    left = {}
+    for name, gone in zip(names, hidden, strict=True):
+        raster = batch[name]
+        bands = torch.from_numpy(random.random(raster.values.shape[-3]) >= channel)
+        keep = bands[:, None, None] & (not gone)
+        left[name] = raster._replace(valid=raster.valid & keep)
+    return left
+
+
+def collate(examples: Sequence[LabelledExample]) -> LabelledExample:
+    """A batch of examples; where sizes differ, smaller ones are padded right and below with invalid, unknown pixels."""
+    names = list(examples[0].batch)
+    columns = {name: [e.batch[name] for e in examples] for name in names}
+    batch = {name: Raster(*map(torch.stack, zip(*map(_padded(rs), rs), strict=True))) for name, rs in columns.items()}
+    label, known = [e.label for e in examples], [e.known for e in examples]
+    if label[0].ndim == 2:
+        size = max(x.shape[0] for x in label), max(x.shape[1] for x in label)
+        label, known = (
+            [F.pad(x, (0, size[1] - x.shape[1], 0, size[0] - x.shape[0])) for x in xs] for xs in (label, known)
+        )
+    return LabelledExample(batch, torch.stack(label), torch.stack(known), default_collate([e.row for e in examples]))
+
+
+def _padded(rs: Sequence[Raster]) -> Any:
+    """A function that pads a raster to the largest of some."""
+    height, width = (max(r.values.shape[axis] for r in rs) for axis in (-2, -1))
+
+    def grow(raster: Raster) -> Raster:
+        margin = (0, width - raster.values.shape[-1], 0, height - raster.values.shape[-2])
+        return Raster(F.pad(raster.values, margin), F.pad(raster.valid, margin), raster.product)
+
+    return grow
+
+
+class LabelledData(lightning.LightningDataModule):
+    """Loaders over the splits of labelled data; training order is pure in the seed and the step."""
+
+    def __init__(self, setup: Setup, options: FinetuneOptions):
+        super().__init__()
+        self.setup_, self.options = setup, options
+        self.batch_size = min(options.optim.batch_size, len(setup.source.ids["train"]))
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one pass over the training images."""
+        return len(self.setup_.source.ids["train"]) // self.batch_size
+
+    def train_dataloader(self) -> DataLoader[LabelledExample]:
+        trainer = self.trainer
+        assert trainer is not None
+        rows = np.arange(len(self.setup_.source.ids["train"]))
+        steps = Steps(rows, batch_size=self.batch_size, steps=trainer.max_steps, seed=self.options.seed)
+        examples = LabelledExamples(self.setup_, "train", options=self.options.data, seed=self.options.seed)
+        return load(examples, steps, self.options.data.workers)
+
+    def val_dataloader(self) -> DataLoader[LabelledExample]:
+        return in_order(self.setup_, "valid", self.batch_size, self.options.data.workers)
+
+
+def in_order(setup: Setup, split: SplitName, size: int, workers: int) -> DataLoader[LabelledExample]:
+    """All images of a split as they are, in batches, in the order of their ids."""
+    examples = LabelledExamples(setup, split)
+    rows = range(len(examples))
+    batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
+    return load(examples, batches, workers)
+
+
+def load(examples: LabelledExamples, batches: object, workers: int) -> DataLoader[LabelledExample]:
+    """A loader of batches of (epoch, row)."""
+    return DataLoader(
+        examples,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
+    )

@@ -1,0 +1,101 @@
+"""Lightning's Trainer as every run here uses it: one pass over a stream of steps, user errors instead of its own."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import lightning.pytorch as lightning
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+
+from multimae_eo.errors import ConfigError
+
+
+class Machine(Protocol):
+    """Where to run: what the options of all runs have in common."""
+
+    accelerator: str
+    precision: Literal["32-true", "bf16-mixed"]
+    progress: bool
+
+
+def make_trainer(
+    run: Machine,
+    *,
+    out: Path,
+    steps: int,
+    val_every: int,
+    log_every: int,
+    loggers: Sequence[Logger],
+    callbacks: Sequence[Callback],
+    devices: int | str = 1,
+    nodes: int = 1,
+) -> lightning.Trainer:
+    """A Trainer for one pass over a stream of `steps` batches, validating every `val_every`; raises ConfigError."""
+    quiet()
+    bar: list[Callback] = []
+    if run.progress:
+        often = log_every // 5 if sys.stdout.isatty() else min(val_every, steps) // 10  # a log file needs fewer lines
+        bar = [TQDMProgressBar(refresh_rate=max(1, often))]
+    try:
+        return lightning.Trainer(
+            accelerator=run.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            precision=run.precision,
+            max_steps=steps,
+            max_epochs=1,
+            val_check_interval=min(val_every, steps),
+            num_sanity_val_steps=0,
+            log_every_n_steps=log_every,
+            logger=list(loggers),
+            callbacks=[*callbacks, *bar],
+            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            use_distributed_sampler=False,
+            enable_progress_bar=run.progress,
+            enable_model_summary=False,
+            default_root_dir=out,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        what = f"accelerator '{run.accelerator}', devices {devices}, nodes {nodes}"
+        raise ConfigError(f"trainer: {what} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def quiet() -> None:
+    """Silence what Lightning says that is not about this run: tips, devices, and advice that does not apply here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # data.workers is the user's choice
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on there
+        ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one wanted
+        ".*is smaller than the logging interval.*",  # short runs log less
+        ".*your dataloader is not resumable.*",  # its batches are a function of the step, and it skips those done
+        ".*LeafSpec.* is deprecated.*",  # lightning 2.6 with torch 2.13
+        ".*loading a checkpoint outside the 'fit' stage.*",  # validation of a resumed moving average
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def write_options(options: Any, out: Path) -> None:
+    """Keep the options of a run beside what comes of it; `--config OUT/config.yaml` repeats the run."""
+    content = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    except OSError as error:
+        raise ConfigError(f"'{out}' is no folder that can be written: {error.strerror}.") from error
+
+
+def write_json(content: object, path: Path) -> None:
+    """Write JSON; it appears under its name only when complete."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
