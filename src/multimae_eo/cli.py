@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from multimae_eo import __version__
 from multimae_eo.data.import_options import ImportOptions
 from multimae_eo.errors import MultiMAEError
+from multimae_eo.finetune_options import EvaluateOptions, FinetuneOptions, GeobenchOptions, ProbeOptions
 from multimae_eo.options import PretrainOptions, demo_options
 
 
@@ -55,11 +56,12 @@ class ReconstructOptions:
 
 @dataclass
 class SynthesizeOptions:
-    """Write a synthetic world in the MMEarth layout; needs no download.
+    """Write a synthetic world; needs no download.
 
     Args:
         out: folder to write the data set into.
-        name: of the data set.
+        layout: mmearth, for pre-training; or geobench: three labelled data sets over the same tiles of another world.
+        name: of the data set; those of geobench have names of their own.
         tiles: number of tiles.
         tile_px: edge of a tile in pixels of 10 m.
         seed: decides the world.
@@ -67,6 +69,7 @@ class SynthesizeOptions:
     """
 
     out: Path = Path("data")
+    layout: Literal["mmearth", "geobench"] = "mmearth"
     name: str = "synthetic"
     tiles: int = 1000
     tile_px: int = 64
@@ -128,13 +131,16 @@ def _import(options: ImportOptions) -> None:
 
 
 def _synthesize(options: SynthesizeOptions) -> None:
-    from multimae_eo.data.synthetic import generate
+    from multimae_eo.data.synthetic import generate, generate_downstream
 
     def show(done: int, of: int) -> None:
         print(f"\r{done}/{of} tiles", end="" if done < of else "\n", file=sys.stderr, flush=True)
 
-    world = {key: value for key, value in vars(options).items() if key not in ("out", "name")}
-    print(f"Wrote {generate(options.out, options.name, **world, progress=show)}.")
+    world = {key: getattr(options, key) for key in ("tiles", "tile_px", "seed", "workers")}
+    if options.layout == "geobench":
+        print(f"Wrote {generate_downstream(options.out, **world, progress=show)}.")
+    else:
+        print(f"Wrote {generate(options.out, options.name, **world, progress=show)}.")
 
 
 def _demo(options: DemoOptions) -> None:
@@ -143,9 +149,51 @@ def _demo(options: DemoOptions) -> None:
     demo(options.out, options.tiles, options.pretrain)
 
 
+def _finetune(options: FinetuneOptions) -> None:
+    from multimae_eo.tasks.finetune import finetune
+
+    result = finetune(options)
+    for name, found in (("best", result.best), ("last", result.last)):
+        print(f"{name} checkpoint on test: " + in_words(found.metrics))
+    if result.facts["warnings"]:
+        print(f"warning: {result.facts['warnings']}")
+    print(f"Look at {options.out}: results.json, curves.png, best, last.")
+
+
+def in_words(metrics: dict[str, tuple[float, float, float]]) -> str:
+    """Metrics with their 95 % intervals."""
+    return ", ".join(f"{name} {value:.3f} ({low:.3f} to {high:.3f})" for name, (value, low, high) in metrics.items())
+
+
+def _evaluate(options: EvaluateOptions) -> None:
+    from multimae_eo.tasks.evaluate import evaluate, table_in_words
+
+    print(table_in_words(evaluate(options)))
+    if options.out is not None:
+        print(f"Wrote {options.out}.")
+
+
+def _probe(options: ProbeOptions) -> None:
+    from multimae_eo.tasks.probe_run import probe
+
+    for row in probe(options):
+        print(f"{row['protocol']}: {in_words(row['metrics'])}")
+    print(f"Wrote {options.out}/results.json.")
+
+
+def _geobench(options: GeobenchOptions) -> None:
+    from multimae_eo.tasks.geobench import run_geobench
+
+    print(f"Wrote {run_geobench(options)}; look at {options.out}/report.html.")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "pretrain": (PretrainOptions, _pretrain),
     "reconstruct": (ReconstructOptions, _reconstruct),
+    "finetune": (FinetuneOptions, _finetune),
+    "evaluate": (EvaluateOptions, _evaluate),
+    "probe": (ProbeOptions, _probe),
+    "geobench": (GeobenchOptions, _geobench),
     "convert": (ConvertOptions, _convert),
     "import": (ImportOptions, _import),
     "synthesize": (SynthesizeOptions, _synthesize),
@@ -198,6 +246,20 @@ def build_parser() -> Parser:
     return parser
 
 
+def as_parsed(arguments: list[str]) -> list[str]:
+    """Arguments as jsonargparse spells them: options with underscores, repeated ones with +, flags with a value."""
+    spelt = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            name += "+" * (name == "--drop")
+            if name == "--all_subsets" and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+        spelt.append(name + equals + value)
+    return spelt
+
+
 def reason(error: BaseException) -> str:
     """The message of a user error; of one raised in a loading process, without that process's traceback."""
     text = str(error)
@@ -209,7 +271,7 @@ def reason(error: BaseException) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `multimae-eo` command."""
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(as_parsed(sys.argv[1:] if arguments is None else arguments))
     name = parsed.subcommand
     chosen: Namespace = parser.instantiate(parsed)[name]
     chosen.pop("config", None)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from multimae_eo.config import HeadName, TaskName
-from multimae_eo.errors import CheckpointError
+from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.options import check
 
 
@@ -126,6 +126,11 @@ class FinetuneOptim:
     max_skipped: int = 20
 
 
+def dense_optim() -> FinetuneOptim:
+    """The paper's settings for labels of pixels (docs/model.md, section 8)."""
+    return FinetuneOptim(batch_size=16, epochs=64, lr=1.6e-3, warmup_epochs=1.0, layer_decay=0.75)
+
+
 @dataclass
 class MachineOptions:
     """Where to run.
@@ -159,7 +164,7 @@ class FinetuneOptions:
         trainer: where to run.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None = None
     out: Path = Path("runs/finetune")
     init: Literal["pretrained", "random"] = "pretrained"
     head: HeadName | None = None
@@ -209,7 +214,7 @@ class ProbeOptions:
         trainer: where to run.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None = None
     init: Literal["pretrained", "random", "band_statistics", "random_convolutions"] = "pretrained"
     protocols: str = "knn,linear"
     out: Path = Path("runs/probe")
@@ -225,22 +230,26 @@ class GeobenchOptions:
 
     Args:
         checkpoint: directory of a pre-trained model.
-        data_root: folder that holds classification_v1.0 and segmentation_v1.0.
+        data_root: folder that holds classification_v1.0 and segmentation_v1.0; default: the variable GEO_BENCH_DIR.
         datasets: comma-separated names, or all.
         protocol: comma-separated: knn, linear, finetune.
-        inputs: comma-separated settings: all, or the paper's rgb, multispectral, elevation.
+        inputs: comma-separated settings: all, or the paper's rgb-only, multispectral and rgb-relief; a data set is left
+            out of a setting whose bands it lacks.
         partitions: comma-separated partitions of the training labels.
         inits: comma-separated: pretrained, random, band_statistics, random_convolutions.
         seeds: how many; protocols without randomness run once.
         ignore_class0: whether class 0 counts as no class where it means "no data" (m-cashew-plant, m-SA-crop-type).
         out: folder for results.csv, tables and features.
-        configs: folder of YAML files that say how each data set is fine-tuned; default: the package's settings.
-        finetune: options of fine-tuning where configs names no file for a data set.
+        allow_leaks: accept samples that are in two splits.
+        refit_on_valid: fit the linear probe again on train and valid once its C is chosen, as torchgeo-bench does.
+        workers: processes that read images.
+        finetune: options of fine-tuning where an image has one label.
+        finetune_dense: options of fine-tuning where every pixel has one.
         trainer: where to run.
     """
 
-    checkpoint: Path
-    data_root: Path
+    checkpoint: Path | None = None
+    data_root: Path | None = None
     datasets: str = "all"
     protocol: str = "knn,linear"
     inputs: str = "all"
@@ -249,7 +258,11 @@ class GeobenchOptions:
     seeds: int = 5
     ignore_class0: bool = True
     out: Path = Path("runs/geobench")
+    allow_leaks: bool = False
+    refit_on_valid: bool = False
+    workers: int = 2
     finetune: FinetuneOptim = field(default_factory=FinetuneOptim)
+    finetune_dense: FinetuneOptim = field(default_factory=dense_optim)
     trainer: MachineOptions = field(default_factory=MachineOptions)
 
 
@@ -276,6 +289,13 @@ FINETUNE_RANGES: dict[str, tuple[float, float | None]] = {
     "optim.max_skipped": (0, None),
     "trainer.threads": (1, None),
 }
+
+
+def given(path: Path | None, option: str) -> Path:
+    """A path that must be given; raises ConfigError."""
+    if path is None:
+        raise ConfigError(f"--{option} is not set; give it on the command line or in the YAML file.")
+    return path
 
 
 def check_finetune(options: FinetuneOptions) -> None:

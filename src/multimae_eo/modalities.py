@@ -184,6 +184,25 @@ PAPER_TARGETS = (*PAPER_INPUTS, "rgb:patch")
 
 
 @dataclass(frozen=True)
+class InputSetting:
+    """A choice of modalities that is compared by name, and the bands that a data set needs for it."""
+
+    modalities: tuple[str, ...]
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        return tuple(band for name in self.modalities for band in MODALITIES[name].bands)
+
+
+# The paper's three (docs/model.md, section 8).
+INPUT_SETTINGS: Mapping[str, InputSetting] = {
+    "rgb-only": InputSetting(("rgb",)),
+    "multispectral": InputSetting(("rgb", "red_edge", "swir", "nir")),
+    "rgb-relief": InputSetting(("rgb", "red_edge", "elevation")),
+}
+
+
+@dataclass(frozen=True)
 class View:
     """A modality and how it is standardised: by its statistics ("band"), per patch, or per sample on top of them.
 

@@ -44,7 +44,7 @@ def save_predictions(
         wrong = _errors(model, predicted[row], truth[row])
         pictures = (image, shown(truth[row]), shown(predicted[row]), wrong)
         for axis, picture, grey in zip(axes[row], pictures, (False, True, False, True), strict=True):
-            seen = np.asarray(counted[row])[..., None] if grey else np.ones(1, bool)
+            seen = np.expand_dims(counted[row], 2) if grey else np.ones(1, bool)
             axis.imshow(np.where(seen, picture, MISSING), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         axes[row][0].set_ylabel(name, fontsize=7)

@@ -166,3 +166,14 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     os.replace(partial, path)
+
+
+def table_in_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table: inputs, then every metric with its interval."""
+    names = [n for n in rows[0] if f"{n}_low" in rows[0]]
+    width = max(len(row["inputs"]) for row in rows)
+    lines = [f"{'inputs':{width}}  " + "  ".join(f"{name:>24}" for name in names)]
+    for row in rows:
+        cells = (f"{row[n]:.3f} ({row[f'{n}_low']:.3f} to {row[f'{n}_high']:.3f})" for n in names)
+        lines.append(f"{row['inputs']:{width}}  " + "  ".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ from multimae_eo import checkpoint
 from multimae_eo.config import HEADS, ModelConfig, TaskConfig
 from multimae_eo.data.labelled import SPLITS, Labelled
 from multimae_eo.errors import ConfigError
-from multimae_eo.finetune_options import FinetuneOptions, check_finetune
+from multimae_eo.finetune_options import FinetuneOptions, check_finetune, given
 from multimae_eo.optim import parameter_groups
 from multimae_eo.predictor import Predictor
 from multimae_eo.raster import rows
@@ -35,7 +35,7 @@ from multimae_eo.tasks.samples import (
     set_up,
 )
 from multimae_eo.tasks.stepping import SteppedTask, parts
-from multimae_eo.tasks.task import Task, intervals
+from multimae_eo.tasks.task import Task, intervals, undefined
 from multimae_eo.tasks.trainer import make_trainer, write_json, write_options
 from multimae_eo.visualize_labels import save_finetune_curves, save_predictions
 
@@ -132,6 +132,7 @@ class FinetuneResult:
 
     best: Evaluation
     last: Evaluation
+    primary: str
     facts: dict[str, Any]
 
 
@@ -158,7 +159,7 @@ def build(options: FinetuneOptions, setup: Setup, labels: LabelSummary) -> Predi
     config: ModelConfig = dataclasses.replace(setup.config, drop_path=options.optim.drop_path)
     model = Predictor(config, task_config(setup, options, labels))
     if options.init == "pretrained":
-        weights = checkpoint.load_encoder(options.checkpoint, config).state_dict()
+        weights = checkpoint.load_encoder(given(options.checkpoint, "checkpoint"), config).state_dict()
         model.encoder.load_state_dict(weights)
     return model
 
@@ -175,7 +176,7 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
         torch.set_num_threads(options.trainer.threads)
     own = source is None
     source = source or open_source(options.data)
-    setup = set_up(source, checkpoint.load_config(options.checkpoint), options.data)
+    setup = set_up(source, checkpoint.load_config(given(options.checkpoint, "checkpoint")), options.data)
     labels = summarise(source)
     model = build(options, setup, labels)
     loss = {"label_smoothing": options.optim.label_smoothing, "dice": options.optim.dice}
@@ -227,21 +228,20 @@ def finish(task: FinetuneTask, setup: Setup, labels: LabelSummary, seconds: floa
         model = checkpoint.load_predictor(options.out / name)
         (evidence,) = evidence_of(model, kind, setup, "test", options.trainer, workers=options.data.workers)
         found[name] = Evaluation(intervals(kind, evidence, seed=options.seed), evidence)
-    warnings += undefined(found["best"])
+    warnings += undefined(found["best"].metrics)
     ids = setup.source.ids
     sizes: dict[str, Any] = {f"{name}_samples": len(ids[name]) for name in SPLITS}
-    facts = {**setup.facts(), **sizes, "warnings": "; ".join(warnings), "seconds": round(seconds, 1)}
+    facts = {
+        **setup.facts(),
+        **sizes,
+        "head": task.model.task.head,
+        "warnings": "; ".join(warnings),
+        "seconds": round(seconds, 1),
+    }
     metrics = {name: evaluation.metrics for name, evaluation in found.items()}
     write_json({**facts, "primary": kind.primary, **metrics}, options.out / "results.json")
     draw(task, setup)
-    return FinetuneResult(found["best"], found["last"], facts)
-
-
-def undefined(evaluation: Evaluation) -> list[str]:
-    """A warning for every metric that has no value."""
-    return [
-        f"{name} has no value on test" for name, (value, *_) in evaluation.metrics.items() if not math.isfinite(value)
-    ]
+    return FinetuneResult(found["best"], found["last"], kind.primary, facts)
 
 
 def draw(task: FinetuneTask, setup: Setup) -> None:

@@ -1,5 +1,7 @@
 """What a task is to training and evaluation: losses per sample, and metrics from what is kept of each sample."""
 
+import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -54,3 +56,8 @@ def _percentiles(draws: list[float]) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.percentile(known, (2.5, 97.5))
     return float(low), float(high)
+
+
+def undefined(metrics: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """A warning for every metric that has no value."""
+    return [f"{name} has no value on test" for name, (value, *_) in metrics.items() if not math.isfinite(value)]
