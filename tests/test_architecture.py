@@ -17,7 +17,10 @@ ALLOWED = {
     "h5py": ("data", "maps"),
     "rasterio": ("data", "maps"),
     "lightning": ("tasks",),
-    "matplotlib": ("visualize.py", "maps"),
+    "matplotlib": ("visualize.py", "visualize_labels.py", "maps"),
+    "torchmetrics": ("tasks",),
+    "sklearn": ("tasks",),
+    "tqdm": ("tasks", "maps"),
     "jsonargparse": ("cli.py",),
 }
 # A file may import from its own level and from those before it.
@@ -26,14 +29,16 @@ LEVELS = (
     ("modalities.py",),
     ("config.py",),
     ("options.py",),
+    ("finetune_options.py",),
     ("raster.py",),
     ("codecs.py",),
     ("layers.py", "masking.py"),
     ("model.py",),
-    ("losses.py",),
+    ("losses.py", "heads.py"),
+    ("predictor.py",),
     ("checkpoint.py", "optim.py"),
     ("reference.py",),
-    ("data", "visualize.py"),
+    ("data", "visualize.py", "visualize_labels.py"),
     ("tasks",),
     ("maps",),
     ("integrations",),
@@ -109,8 +114,11 @@ def test_files_and_functions_are_short_and_well_named(path):
 
 
 def test_the_core_is_small():
-    core = [p for p in FILES if not relative(p).startswith(("data/", "maps/", "integrations/", "cli.py"))]
-    assert sum(len(p.read_text().splitlines()) for p in core) < 3300
+    """What a model is made of, and what is done with it: pre-training, fine-tuning, probing, benchmarks."""
+    lines = {relative(p): len(p.read_text().splitlines()) for p in FILES}
+    outside = ("data/", "maps/", "integrations/", "cli.py", "tasks/")
+    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 3300
+    assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 3300
 
 
 def run(code: str) -> str:

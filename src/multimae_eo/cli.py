@@ -79,16 +79,18 @@ class SynthesizeOptions:
 
 @dataclass
 class DemoOptions:
-    """Write a synthetic world, pre-train a small model on it, and compare it with trivial predictors.
+    """Pre-train a small model on a synthetic world, and try it on labelled tiles of another one.
 
     Args:
         out: folder of the run; an earlier demo there is replaced.
-        tiles: of the world.
+        tiles: of the world that is pre-trained on.
+        labelled_tiles: of the world that the encoder is tried on.
         pretrain: options of the run; data.root and out are set by the demo.
     """
 
     out: Path = Path("runs/demo")
     tiles: int = 1000
+    labelled_tiles: int = 800
     pretrain: PretrainOptions = field(default_factory=demo_options)
 
 
@@ -146,7 +148,7 @@ def _synthesize(options: SynthesizeOptions) -> None:
 def _demo(options: DemoOptions) -> None:
     from multimae_eo.tasks.demo import demo
 
-    demo(options.out, options.tiles, options.pretrain)
+    demo(options.out, options.tiles, options.labelled_tiles, options.pretrain)
 
 
 def _finetune(options: FinetuneOptions) -> None:

@@ -238,6 +238,7 @@ class GeobenchOptions:
         partitions: comma-separated partitions of the training labels.
         inits: comma-separated: pretrained, random, band_statistics, random_convolutions.
         seeds: how many; protocols without randomness run once.
+        first_seed: the first of them.
         ignore_class0: whether class 0 counts as no class where it means "no data" (m-cashew-plant, m-SA-crop-type).
         out: folder for results.csv, tables and features.
         allow_leaks: accept samples that are in two splits.
@@ -256,6 +257,7 @@ class GeobenchOptions:
     partitions: str = "default"
     inits: str = "pretrained"
     seeds: int = 5
+    first_seed: int = 0
     ignore_class0: bool = True
     out: Path = Path("runs/geobench")
     allow_leaks: bool = False

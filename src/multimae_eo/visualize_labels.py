@@ -69,7 +69,7 @@ def _image(model: Predictor, batch: Batch, row: int, size: tuple[int, int]) -> t
     seen = values[chosen][valid[chosen]]
     low, high = np.percentile(seen, (1, 99)) if seen.size else (0.0, 1.0)
     scaled = np.clip((values[chosen] - low) / max(high - low, 1e-9), 0, 1).transpose(1, 2, 0)
-    there = valid[chosen].all(axis=0)[..., None]
+    there = np.expand_dims(valid[chosen].all(axis=0), 2)
     named = " ".join(bands if len(bands) == 3 else bands[:1])
     return np.where(there, scaled, MISSING), f"{named}: {low:.4g} to {high:.4g}"
 

@@ -1,8 +1,6 @@
 """The demo: a synthetic world, a small model pre-trained on it, and a comparison with trivial predictors."""
 
 import dataclasses
-import json
-import os
 import platform
 import shutil
 import time
@@ -20,14 +18,23 @@ from multimae_eo.tasks.baselines import NAMES, class_priors, trivial_losses
 from multimae_eo.tasks.pretrain import metric_name
 from multimae_eo.tasks.rows import read_rows
 from multimae_eo.tasks.run import Result, pretrain
+from multimae_eo.tasks.trainer import write_json
+from multimae_eo.tasks.transfer import transfer
 
 PACKAGES = ("multimae-eo", "torch", "lightning", "numpy", "h5py")
 # Training batches that the prior of the classes is taken from.
 PRIOR_BATCHES = 30
+LOOK_AT = (
+    *("reconstruction.png", "curves.png", "transfer.png", "segmentation/predictions.png", "probes/report.html"),
+    *("summary.json", "metrics.csv", "checkpoint"),
+)
 
 
-def demo(out: Path, tiles: int, options: PretrainOptions) -> dict[str, Any]:
-    """Run the demo and write `out`: data/, checkpoint/, metrics.csv, pictures and summary.json (returned)."""
+def demo(out: Path, tiles: int, labelled_tiles: int, options: PretrainOptions) -> dict[str, Any]:
+    """Run the demo and write `out`: data/, checkpoint/, metrics.csv, pictures and summary.json (returned).
+
+    tiles: of the world that is pre-trained on; labelled_tiles: of another one that the encoder is then tried on.
+    """
     if out.exists():
         if any(out.iterdir()) and not (out / "data" / "synthetic").exists():
             raise ConfigError(f"'{out}' is not empty and is no earlier demo; choose another --out.")
@@ -40,11 +47,13 @@ def demo(out: Path, tiles: int, options: PretrainOptions) -> dict[str, Any]:
     result = pretrain(run)
     seconds = time.perf_counter() - started
     table = compare(result, out / "metrics.csv")
-    summary = {"pretrain": {"seconds": round(seconds, 1), "validation": table}, "versions": versions()}
-    partial = out / ".summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=1) + "\n")
-    os.replace(partial, out / "summary.json")
-    report(out, table, time.perf_counter() - began)
+    print("Transfer to labelled tiles of another world.", flush=True)
+    rows = transfer(out / "checkpoint", out, tiles=labelled_tiles, seed=options.seed)
+    total = time.perf_counter() - began
+    pretraining = {"seconds": round(seconds, 1), "validation": table}
+    summary = {"seconds": round(total, 1), "pretrain": pretraining, "transfer": rows, "versions": versions()}
+    write_json(summary, out / "summary.json")
+    report(out, table, rows, total)
     return summary
 
 
@@ -73,14 +82,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def report(out: Path, table: dict[str, dict[str, float]], seconds: float) -> None:
-    """Print a short table, and where to look."""
+def report(out: Path, table: dict[str, dict[str, float]], rows: list[dict[str, Any]], seconds: float) -> None:
+    """Print short tables, and where to look."""
     columns = ("first", "last", *NAMES)
     print(f"\nvalidation loss {'':10}" + "".join(f"{c:>14}" for c in columns))
     for view, row in table.items():
         print(f"  {view:24}" + "".join(f"{row[c]:14.3f}" for c in columns) + verdict(view, row))
+    print(
+        f"\n{'transfer':14}{'protocol':10}{'inputs':8}{'init':12}{'labels':>8}{'metric':>10}{'value':>8}  95 % interval"
+    )
+    for r in rows:
+        interval = f"{r['low']:.3f} to {r['high']:.3f}"
+        words = (
+            f"{r['task']:14}{r['protocol']:10}{r['inputs']:8}{r['init']:12}{100 * r['labels']:>6g} %{r['metric']:>10}"
+        )
+        print(f"{words}{r['mean']:8.3f}  {interval}")
     print(f"\nDone in {seconds:.0f} s. Look at:")
-    for name in ("reconstruction.png", "curves.png", "summary.json", "metrics.csv", "checkpoint"):
+    for name in LOOK_AT:
         print(f"  {out / name}")
 
 

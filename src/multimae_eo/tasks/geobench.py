@@ -130,7 +130,8 @@ def all_cells(options: GeobenchOptions) -> Iterator[Cell]:
             trains = protocol == "finetune" or (dense and protocol == "linear")
             if (dense and protocol == "knn") or (init not in ("pretrained", "random") and (trains or dense)):
                 continue
-            for seed in range(options.seeds if trains or init in SEEDED else 1):
+            seeds = options.seeds if trains or init in SEEDED else 1
+            for seed in range(options.first_seed, options.first_seed + seeds):
                 yield Cell(name, setting, protocol, partition, init, seed)
 
 
