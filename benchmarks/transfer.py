@@ -122,7 +122,7 @@ def right(evidence: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(per_seed: list[np.ndarray]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of numbers per tile, resampling seeds and tiles within each; of differences, it is paired."""
+    """Mean and 95 % interval of numbers per tile, resampling seeds and tiles within each; paired for differences."""
     random = np.random.default_rng(0)
     draws = [
         np.mean(

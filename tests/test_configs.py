@@ -3,14 +3,26 @@
 import shlex
 
 import pytest
+import torch
+import yaml
 from conftest import ROOT
+from geobench_files import write_set
 
+from multimae_eo import MultiMAE, save, sized
 from multimae_eo.cli import main
+from multimae_eo.data.geobench_sets import SETS
+from multimae_eo.modalities import INPUT_SETTINGS
+from multimae_eo.tasks import task
 
 SMALL = shlex.split(
     "--model.size demo --optim.steps 2 --optim.batch_size 4 --data.workers 0 --trainer.accelerator cpu "
     "--trainer.devices 1 --trainer.panels 0 --trainer.precision 32-true --trainer.progress false"
 )
+SHORT = shlex.split(
+    "--optim.steps 2 --optim.batch_size 4 --data.workers 0 --trainer.accelerator cpu --trainer.threads 1 "
+    "--trainer.progress false"
+)
+FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("pretrain_*.yaml")), ids=lambda p: p.stem)
@@ -19,8 +31,40 @@ def test_two_steps(path, tmp_path, world):
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(MultiMAE(sized("demo", dim=32, depth=2, heads=2)), tmp_path_factory.mktemp("pretrained") / "checkpoint")
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda p: p.stem)
+def test_two_steps_of_fine_tuning(path, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(task, "RESAMPLES", 10)
+    root, out = tmp_path / "sets", tmp_path / "run"
+    write_set(root, yaml.safe_load(path.read_text())["data"]["name"], size=16)
+    given = ["--config", str(path), "--checkpoint", str(checkpoint), "--data.root", str(root), "--out", str(out)]
+    main(["finetune", *given, *SHORT])
+    assert (out / "best" / "model.safetensors").exists()
+    assert (out / "last" / "model.safetensors").exists()
+
+
+def test_every_data_set_has_a_config_of_every_setting_that_its_bands_allow():
+    allowed = {
+        f"{name}_{setting}"
+        for name, described in SETS.items()
+        for setting, choice in INPUT_SETTINGS.items()
+        if choice.fits(layer.band for layer in described.layers)
+    }
+    assert {path.stem for path in FINETUNE} == allowed
+    for path in FINETUNE:
+        assert (
+            tuple(yaml.safe_load(path.read_text())["data"]["inputs"])
+            == INPUT_SETTINGS[path.stem.split("_")[-1]].modalities
+        )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_the_head_comment_names_its_command(path):
     head = path.read_text().split("\n\n")[0]
     assert "multimae-eo " in head
-    assert f"configs/{path.name}" in head
+    assert path.relative_to(ROOT).as_posix() in head

@@ -228,7 +228,7 @@ def test_the_encoder_of_a_fine_tuned_model_can_be_loaded_alone(tmp_path):
 
 def test_a_pretrained_model_has_no_head(tmp_path):
     place = checkpoint.save(MultiMAE(demo_config()), tmp_path / "model")
-    with pytest.raises(CheckpointError, match="pre-trained model without a head.*the folder best"):
+    with pytest.raises(CheckpointError, match=r"pre-trained model without a head.*the folder best"):
         checkpoint.load_predictor(place)
 
 

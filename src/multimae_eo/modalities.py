@@ -185,13 +185,15 @@ PAPER_TARGETS = (*PAPER_INPUTS, "rgb:patch")
 
 @dataclass(frozen=True)
 class InputSetting:
-    """A choice of modalities that is compared by name, and the bands that a data set needs for it."""
+    """A choice of modalities that results are compared by."""
 
     modalities: tuple[str, ...]
 
-    @property
-    def bands(self) -> tuple[str, ...]:
-        return tuple(band for name in self.modalities for band in MODALITIES[name].bands)
+    def fits(self, bands: Iterable[str]) -> bool:
+        """Whether data with these bands can feed every modality: with at least half of its bands (docs/design.md, A)."""
+        there = set(bands)
+        wanted = [MODALITIES[name].bands for name in self.modalities]
+        return all(2 * len(there & set(own)) >= len(own) for own in wanted)
 
 
 # The paper's three (docs/model.md, section 8).

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import (
+    binary_average_precision,
     multiclass_accuracy,
-    multilabel_average_precision,
     multilabel_f1_score,
 )
 
@@ -56,11 +56,10 @@ class MultiLabel:
 
     def score(self, evidence: Tensor) -> dict[str, float]:
         probability, label = evidence.split(self.num_classes, dim=1)
-        label, number = label.long(), self.num_classes
+        probability, label, number = probability.float(), label.long(), self.num_classes
         return {
             "f1_micro": float(multilabel_f1_score(probability, label, number, average="micro", validate_args=False)),
             "f1_macro": float(multilabel_f1_score(probability, label, number, average="macro", validate_args=False)),
-            "map_micro": float(
-                multilabel_average_precision(probability, label, number, average="micro", validate_args=False)
-            ),
+            # Micro-averaged: every image and label is one decision.
+            "map_micro": float(binary_average_precision(probability.flatten(), label.flatten(), validate_args=False)),
         }

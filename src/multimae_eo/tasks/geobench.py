@@ -147,9 +147,8 @@ def data_sets(options: GeobenchOptions) -> tuple[str, ...]:
 
 
 def feeds(name: str, setting: str) -> bool:
-    """Whether a data set has every band of an input setting; "all" fits any."""
-    bands = {layer.band for layer in SETS[name].layers}
-    return setting == "all" or set(INPUT_SETTINGS[setting].bands) <= bands
+    """Whether a data set can feed every modality of an input setting; "all" fits any."""
+    return setting == "all" or INPUT_SETTINGS[setting].fits(layer.band for layer in SETS[name].layers)
 
 
 def finished(results: Path, options: GeobenchOptions, key: str) -> set[Cell]:

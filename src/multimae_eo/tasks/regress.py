@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
+from multimae_eo.tasks.task import computed
+
 
 class Regression:
     """Squared error per known pixel, in standard deviations of the training labels.
@@ -16,6 +18,7 @@ class Regression:
 
     def __init__(self, *, std: float = 1.0):
         self.std = std
+        self._rmse, self._mae, self._r2 = MeanSquaredError(squared=False), MeanAbsoluteError(), R2Score()
 
     def losses(self, predicted: Tensor, label: Tensor, known: Tensor) -> Tensor:
         error = (predicted.float()[:, 0] - label).masked_fill(~known, 0.0) / self.std
@@ -33,11 +36,8 @@ class Regression:
         number, error, size, squares, truth, truth_squares = evidence.sum(dim=0)
         if number < 2:
             return dict.fromkeys(self.metrics, float("nan"))
-        rmse, mae, r2 = MeanSquaredError(squared=False), MeanAbsoluteError(), R2Score()
-        rmse.sum_squared_error, rmse.total = squares, number
-        mae.sum_abs_error, mae.total = size, number
-        r2.sum_squared_error, r2.sum_error, r2.residual, r2.total = truth_squares, truth, squares, number
-        for metric in (rmse, mae, r2):
-            metric._update_count = 1
-        known = {"rmse": float(rmse.compute()), "mae": float(mae.compute()), "bias": float(error / number)}
-        return {**known, "r2": float(r2.compute()) if truth_squares * number > truth**2 else float("nan")}
+        rmse = computed(self._rmse, sum_squared_error=squares, total=number)
+        mae = computed(self._mae, sum_abs_error=size, total=number)
+        sums = {"sum_squared_error": truth_squares, "sum_error": truth, "residual": squares, "total": number}
+        r2 = float(computed(self._r2, **sums)) if truth_squares * number > truth**2 else float("nan")
+        return {"rmse": float(rmse), "mae": float(mae), "bias": float(error / number), "r2": r2}

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from multimae_eo.tasks.task import computed
+
 
 class Segmentation:
     """Cross-entropy per known pixel, with or without Dice; unknown pixels count nowhere.
@@ -17,6 +19,11 @@ class Segmentation:
 
     def __init__(self, num_classes: int, *, label_smoothing: float = 0.0, dice: float = 0.0):
         self.num_classes, self.label_smoothing, self.dice = num_classes, label_smoothing, dice
+        self._jaccard = {
+            average: MulticlassJaccardIndex(num_classes, average=average, validate_args=False)  # type: ignore[arg-type]
+            for average in ("macro", "none")
+        }
+        self._accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
     def losses(self, predicted: Tensor, label: Tensor, known: Tensor) -> Tensor:
         scores = predicted.float()
@@ -41,26 +48,14 @@ class Segmentation:
         return counts.reshape(len(label), self.num_classes, self.num_classes).double().cpu()
 
     def score(self, evidence: Tensor) -> dict[str, float]:
+        matrix = evidence.sum(dim=0).long()
+        right, pixels = matrix.diag().sum(), matrix.sum()
+        rest = {"tn": (self.num_classes - 2) * pixels + right, "fp": pixels - right, "fn": pixels - right}
         return {
-            "miou": float(self._jaccard(evidence, "macro")),
-            "pixel_accuracy": float(self._accuracy(evidence)),
+            "miou": float(computed(self._jaccard["macro"], confmat=matrix)),
+            "pixel_accuracy": float(computed(self._accuracy, tp=right, **rest)),
         }
 
     def class_iou(self, evidence: Tensor) -> Tensor:
         """Intersection over union of each class [k]; 0 for a class that neither labels nor predictions have."""
-        return self._jaccard(evidence, "none")
-
-    def _jaccard(self, evidence: Tensor, average: str) -> Tensor:
-        metric = MulticlassJaccardIndex(self.num_classes, average=average, validate_args=False)  # type: ignore[arg-type]
-        metric.confmat = evidence.sum(dim=0).long()
-        metric._update_count = 1
-        return metric.compute()
-
-    def _accuracy(self, evidence: Tensor) -> Tensor:
-        metric = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
-        matrix = evidence.sum(dim=0).long()
-        right, pixels = matrix.diag().sum(), matrix.sum()
-        metric.tp, metric.fp, metric.fn = right, pixels - right, pixels - right
-        metric.tn = (self.num_classes - 2) * pixels + right
-        metric._update_count = 1
-        return metric.compute()
+        return computed(self._jaccard["none"], confmat=evidence.sum(dim=0).long())

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 # Resamples of a bootstrap interval.
 RESAMPLES = 1000
@@ -36,6 +37,15 @@ class Task(Protocol):
     def score(self, evidence: Tensor) -> dict[str, float]:
         """Metrics over the samples of some evidence [n, ...]; NaN where one has no value."""
         ...
+
+
+def computed(metric: Metric, **states: Tensor) -> Tensor:
+    """A metric of torchmetrics from its states, which are sums over samples."""
+    metric.reset()
+    for name, value in states.items():
+        setattr(metric, name, value)
+    metric._update_count = 1
+    return metric.compute()
 
 
 def intervals(task: Task, evidence: Tensor, *, seed: int) -> dict[str, tuple[float, float, float]]:
