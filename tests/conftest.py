@@ -10,7 +10,11 @@ import torch
 # Not for compile tests: the hook breaks torch.compile(fullgraph=True); they run in a process of their own.
 if not os.environ.get("MULTIMAE_EO_UNCHECKED"):
     jaxtyping.install_import_hook(
-        [f"multimae_eo.{m}" for m in ("raster", "codecs", "layers", "masking", "model", "losses")], "beartype.beartype"
+        [
+            f"multimae_eo.{m}"
+            for m in ("raster", "codecs", "layers", "masking", "model", "losses", "heads", "predictor")
+        ],
+        "beartype.beartype",
     )
 
 # Two threads of torch wait for each other wherever anything else uses a core; small models are faster with one.
@@ -33,3 +37,11 @@ def world(tmp_path_factory) -> Path:
     from multimae_eo.data.synthetic import generate
 
     return generate(tmp_path_factory.mktemp("world"), "synthetic", tiles=60, seed=3, val_fraction=0.2)
+
+
+@pytest.fixture(scope="session")
+def labelled_world(tmp_path_factory) -> Path:
+    """Small labelled synthetic data sets in the layout of GEO-Bench."""
+    from multimae_eo.data.synthetic import generate_downstream
+
+    return generate_downstream(tmp_path_factory.mktemp("labelled"), tiles=60, tile_px=16, seed=3)

@@ -9,6 +9,7 @@ from conftest import ROOT, SHARED
 
 from multimae_eo import MultiMAE, save, sized
 from multimae_eo.cli import main
+from multimae_eo.tasks import probe, task
 
 README = (ROOT / "README.md").read_text()
 SMALL = (
@@ -26,14 +27,21 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+SHORT = "--optim.steps 2 --optim.batch_size 4 --data.workers 0 --trainer.accelerator cpu --trainer.progress false"
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, world):
+def folder(tmp_path, monkeypatch, world, labelled_world):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(task, "RESAMPLES", 10)
+    monkeypatch.setattr(probe, "DENSE_STEPS", 5)
+    monkeypatch.setattr(probe, "STRENGTHS", (0.1, 1.0))
     torch.manual_seed(0)
     save(MultiMAE(sized("demo")), "runs/demo/checkpoint")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "synthetic").symlink_to(world)
+    (tmp_path / "data" / "labelled").symlink_to(labelled_world)
     return tmp_path
 
 
@@ -52,6 +60,12 @@ def test_commands(command, folder):
         command = command.replace(place, path)
     if " synthesize " in command:
         command = f"{command}2 --tiles 20"
+    if " finetune " in command:
+        command = f"{command} {SHORT}"
+    if " evaluate " in command:  # what the command before it leaves
+        config = "configs/finetune/synthetic-map_multispectral.yaml"
+        given = f"finetune --config {config} --checkpoint runs/demo/checkpoint --data.root data/labelled {SHORT}"
+        main(shlex.split(given))
     if " pretrain " in command:
         command = f"{command} {SMALL}"
     main(shlex.split(command)[1:])

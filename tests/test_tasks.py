@@ -176,6 +176,14 @@ def test_padding_changes_neither_loss_nor_metric(name):
     torch.testing.assert_close(task.evidence(*padded), task.evidence(predicted, label, known))
 
 
+def test_a_segmentation_without_a_known_pixel_has_no_value():
+    scores, label, known = draw("segmentation")
+    task = a_task("segmentation")
+    found = task.score(task.evidence(scores, label, torch.zeros_like(known)))
+    assert tuple(found) == task.metrics
+    assert all(np.isnan(value) for value in found.values())
+
+
 # Losses
 
 

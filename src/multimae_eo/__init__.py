@@ -10,12 +10,13 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0.0.0"
 
 if TYPE_CHECKING:
-    from multimae_eo.checkpoint import load, load_encoder, save
+    from multimae_eo.checkpoint import load, load_encoder, load_predictor, save
     from multimae_eo.config import ModelConfig, sized
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.masking import TokenMask, sample_mask
     from multimae_eo.modalities import MODALITIES
     from multimae_eo.model import Encoder, MultiMAE
+    from multimae_eo.predictor import Predictor
     from multimae_eo.raster import Batch, Raster
 
 _HOMES = {
@@ -25,10 +26,12 @@ _HOMES = {
     "ModelConfig": "config",
     "MultiMAE": "model",
     "MultiMAEError": "errors",
+    "Predictor": "predictor",
     "Raster": "raster",
     "TokenMask": "masking",
     "load": "checkpoint",
     "load_encoder": "checkpoint",
+    "load_predictor": "checkpoint",
     "sample_mask": "masking",
     "save": "checkpoint",
     "sized": "config",
@@ -41,11 +44,13 @@ __all__ = [
     "ModelConfig",
     "MultiMAE",
     "MultiMAEError",
+    "Predictor",
     "Raster",
     "TokenMask",
     "__version__",
     "load",
     "load_encoder",
+    "load_predictor",
     "sample_mask",
     "save",
     "sized",

@@ -190,7 +190,7 @@ class InputSetting:
     modalities: tuple[str, ...]
 
     def fits(self, bands: Iterable[str]) -> bool:
-        """Whether data with these bands can feed every modality: with at least half of its bands (docs/design.md, A)."""
+        """Whether these bands can feed every modality: with at least half of its own (docs/design.md, A)."""
         there = set(bands)
         wanted = [MODALITIES[name].bands for name in self.modalities]
         return all(2 * len(there & set(own)) >= len(own) for own in wanted)

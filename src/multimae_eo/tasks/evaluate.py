@@ -92,13 +92,11 @@ def subsets_of(options: EvaluateOptions, inputs: Sequence[str]) -> list[tuple[st
     for name in options.drop:
         if name not in inputs:
             raise UnknownNameError("modality of this model to drop", name, inputs)
-    if options.all_subsets:
-        sizes = range(len(inputs), 0, -1)
-        chosen = [tuple(c) for n in sizes for c in itertools.combinations(inputs, n)]
-        return [c for c in chosen if not set(c) & set(options.drop)]
     kept = tuple(name for name in inputs if name not in options.drop)
     if not kept:
         raise ConfigError(f"--drop leaves no modality; the model has {', '.join(inputs)}.")
+    if options.all_subsets:
+        return [c for n in range(len(kept), 0, -1) for c in itertools.combinations(kept, n)]
     return [tuple(inputs), kept] if options.drop else [tuple(inputs)]
 
 

@@ -1,5 +1,6 @@
 """Frozen features of images: of an encoder, or of a baseline that learned nothing; kept on disk."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -153,6 +154,7 @@ def _split_features(
         dense,
         run.precision,
         setup.facts(),
+        {name: dataclasses.asdict(m) for name, m in setup.modalities.items()},  # for the statistics
         setup.source.ids[split],
     ]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]

@@ -50,6 +50,8 @@ class Segmentation:
     def score(self, evidence: Tensor) -> dict[str, float]:
         matrix = evidence.sum(dim=0).long()
         right, pixels = matrix.diag().sum(), matrix.sum()
+        if not pixels:
+            return dict.fromkeys(self.metrics, float("nan"))
         rest = {"tn": (self.num_classes - 2) * pixels + right, "fp": pixels - right, "fn": pixels - right}
         return {
             "miou": float(computed(self._jaccard["macro"], confmat=matrix)),
