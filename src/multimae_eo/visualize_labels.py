@@ -148,7 +148,7 @@ def save_transfer(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
     inits = list(dict.fromkeys(init for init, _ in lines))
     figure = Figure(figsize=(3.4 * len(panels), 3.8), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=10)
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
         for init, inputs in lines:
             line = [r for r in rows if (r["task"], r["protocol"], r["init"], r["inputs"]) == (*panel, init, inputs)]
             if line:

@@ -81,6 +81,8 @@ def run_geobench(options: GeobenchOptions) -> Path:
         print(f"[{number + 1}/{len(left)}{rest}] {cell}", flush=True)
         try:
             append(results, run_cell(cell, options, key))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{number} cells are new in {results}; the same command goes on") from None
         except MultiMAEError as error:
             failed.append(f"{cell}: {error}")
             print(f"  left out: {error}", flush=True)
