@@ -4,6 +4,8 @@ import csv
 import itertools
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,21 @@ FLAGS = ["--trainer.accelerator", "cpu", "--trainer.progress", "false"]
 INPUTS = ("rgb", "swir", "nir")
 
 
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Few resamples and no pictures, where the fixture of one test does not reach."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multimae_eo.tasks.task.RESAMPLES", 20)
+        patch.setattr("multimae_eo.tasks.finetune.draw", lambda task, setup: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Path:
     """The folder of a short run on toy data, which its checkpoints do not name."""
     place = tmp_path_factory.mktemp("tuned")
-    finetune(options(save_model(place / "model"), place / "run", optim__epochs=6), toy())
+    with undrawn():
+        finetune(options(save_model(place / "model"), place / "run", optim__epochs=6), toy())
     return place / "run"
 
 
@@ -42,7 +54,8 @@ def on_files(tmp_path_factory) -> Path:
     model = save_model(place / "model")
     arguments = ["finetune", *FLAGS, "--checkpoint", str(model), "--out", str(place / "run"), "--data.workers", "0"]
     data = ["--data.root", str(place / "data"), "--data.name", "m-eurosat"]
-    cli.main([*arguments, *data, "--optim.steps", "4", "--optim.batch_size", "10"])
+    with undrawn():
+        cli.main([*arguments, *data, "--optim.steps", "4", "--optim.batch_size", "10"])
     return place / "run"
 
 

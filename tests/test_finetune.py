@@ -43,7 +43,7 @@ def quick(monkeypatch):
 
 def options(pretrained: Path, out: Path, **fields) -> FinetuneOptions:
     """Options of a short run; fields: of groups as group__name."""
-    optim = FinetuneOptim(batch_size=16, epochs=12, lr=0.08, warmup_epochs=1.0, layer_decay=1.0, drop_path=0.0)
+    optim = FinetuneOptim(batch_size=16, epochs=8, lr=0.1, warmup_epochs=1.0, layer_decay=1.0, drop_path=0.0)
     base = FinetuneOptions(
         checkpoint=pretrained, out=out, data=LabelledOptions(workers=0), optim=optim, trainer=replace(QUIET)
     )

@@ -167,12 +167,20 @@ def test_a_linear_probe_of_several_labels():
     assert "valid_f1_micro" in found.settings
 
 
-def test_the_end_of_the_grid_is_a_warning():
+def test_a_linear_probe_of_a_single_label():
+    task, config = described("multilabel", 1)
+    features = {s: f._replace(label=f.label[:, :1]) for s, f in drawn("multilabel").items()}
+    found = linear(task, config, features)
+    assert found.evidence.shape == (40, 2)
+    assert task.score(found.evidence)["f1_micro"] > 0.7
+
+
+def test_the_end_of_the_grid_is_a_warning(monkeypatch):
     task, config = described("classification")
-    found = linear(task, config, drawn("classification", noise=0.0))
-    assert any("C of 1e-05 is at the end of its grid" in note for note in found.warnings) == (
-        found.settings["C"] == 1e-5
-    )
+    features = drawn("classification", noise=1.5)
+    assert not any("end of its grid" in note for note in linear(task, config, features).warnings)
+    monkeypatch.setattr(probes, "STRENGTHS", (1e-5, linear(task, config, features).settings["C"]))
+    assert any("is at the end of its grid" in note for note in linear(task, config, features).warnings)
 
 
 # Features on disk

@@ -119,7 +119,7 @@ def test_nothing_is_dropped_unless_it_is_asked_for():
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9, 1.0])
 def test_modalities_are_dropped_whole_and_one_stays(rate):
     random = np.random.default_rng(0)
-    kept = np.stack([stays(drop(full(), random, modality=rate, channel=0.0)) for _ in range(4000)])
+    kept = np.stack([stays(drop(full(), random, modality=rate, channel=0.0)) for _ in range(2500)])
     assert (kept[..., 0] == kept[..., 1]).all()
     kept = kept[..., 0]
     assert kept.any(axis=1).all()

@@ -310,7 +310,8 @@ def mask(values: list, known: list | bool = True, kind: type = np.int64) -> Labe
 def test_classes_are_counted_and_missing_ones_named():
     found = summarise(Given("classification", [*single(0, 2, 2), *single(1, known=False)]))
     assert (found.counts, found.warnings) == ((1, 0, 2), ("missing in train: forest",))
-    found = summarise(Given("multilabel", several((1, 0, 0), (1, 0, 0))))
+    unknown = several((0, 1, 1))[0]._replace(known=np.array(False))
+    found = summarise(Given("multilabel", [*several((1, 0, 0), (1, 0, 0)), unknown]))
     assert (found.counts, found.warnings) == ((2, 0, 0), ("missing in train: forest, field",))
     found = summarise(Given("segmentation", [mask([[0, 1], [2, 2]], [[True, True], [False, True]]), mask([[1, 1]])]))
     assert (found.counts, found.warnings) == ((1, 3, 1), ())

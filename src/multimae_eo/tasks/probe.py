@@ -136,8 +136,8 @@ def _fit(config: TaskConfig, strength: float, values: np.ndarray, label: np.ndar
 
 def _probability(model: Any, config: TaskConfig, values: np.ndarray) -> np.ndarray:
     """[n, classes]; 0 for a class that training had no image of."""
-    if config.task == "multilabel":
-        return model.predict_proba(values)
+    if config.task == "multilabel":  # of a single label, scikit-learn gives the probabilities of 0 and 1
+        return model.predict_proba(values)[:, -config.num_outputs :]
     full = np.zeros((len(values), config.num_outputs))
     full[:, model.classes_] = model.predict_proba(values)
     return full
