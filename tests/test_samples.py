@@ -133,9 +133,17 @@ def test_bands_are_dropped_one_by_one():
     before["a"].valid[0, 2] = False
     kept = [drop(before, random, modality=0.0, channel=0.3) for _ in range(3000)]
     shares = np.stack([stays(batch) for batch in kept]).mean(axis=0)
-    assert shares == pytest.approx(np.full((3, 2), 0.7), abs=0.03)
+    expected = 0.7 + 0.3**2 / 2 / 3  # one of both bands of the one modality in three that stays
+    assert shares == pytest.approx(np.full((3, 2), expected), abs=0.03)
     assert not any(batch["a"].valid[0, 2].any() for batch in kept)
     assert before["a"].valid.sum() == 28
+
+
+def test_something_always_stays():
+    random, before = np.random.default_rng(0), full()
+    before["b"] = before["b"]._replace(valid=torch.zeros_like(before["b"].valid))
+    for _ in range(300):
+        assert stays(drop(before, random, modality=0.9, channel=0.9)).any()
 
 
 # Flips and determinism
@@ -288,10 +296,10 @@ def test_bands_that_the_data_lack_are_never_valid():
 @pytest.mark.parametrize(
     ("data", "fields", "says"),
     [
-        ({"inputs": ["rgb", "elevation"]}, {}, "'elevation' cannot be fed from 'toy'.*: rgb, swir, nir"),
-        ({"inputs": ["rbg"]}, {}, "'rbg' cannot be fed from 'toy'"),
-        ({"inputs": ["sar"]}, {}, "'sar' cannot be fed from 'toy'"),
-        ({}, {"bands": ("VV", *["-"] * 6)}, "'' cannot be fed from 'toy', whose bands are VV;.*: none"),
+        ({"inputs": ["rgb", "elevation"]}, {}, "'elevation' cannot be fed from 'toy'.*choose among rgb, swir, nir"),
+        ({"inputs": ["rbg"]}, {}, "'rbg'. Did you mean 'rgb'"),
+        ({"inputs": ["sar"]}, {}, "unknown modality in data.inputs 'sar'"),
+        ({}, {"bands": ("VV", *["-"] * 6)}, "none of the model's inputs .* shares a band with 'toy'"),
         ({"statistics": "model"}, {"products": ()}, "'toy' has none of the products of 'rgb'.*statistics to dataset"),
     ],
 )

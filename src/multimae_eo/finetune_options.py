@@ -303,3 +303,5 @@ def given(path: Path | None, option: str) -> Path:
 def check_finetune(options: FinetuneOptions) -> None:
     """Raise ConfigError for a number outside of its range."""
     check(options, FINETUNE_RANGES)
+    if options.optim.freeze > 1:
+        raise ConfigError(f"optim.freeze is a share of the run, from 0 to 1; got {options.optim.freeze}.")

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multimae_eo.config import ModelConfig, TaskConfig
-from multimae_eo.errors import BatchError
+from multimae_eo.errors import BatchError, UnknownNameError
 from multimae_eo.heads import build_head
 from multimae_eo.model import Encoder
 from multimae_eo.raster import Batch, pad
@@ -15,11 +15,15 @@ class Predictor(nn.Module):
     """Encoder and head of a task.
 
     `model(batch)` takes rasters in physical units, any non-empty subset of the inputs, each of any size and validity,
-    and gives scores per class (before softmax or sigmoid), or values in the labels' unit.
+    and gives scores per class (before softmax or sigmoid), or values in the labels' unit. Raises UnknownNameError for a
+    task with an input that the model does not have.
     """
 
     def __init__(self, config: ModelConfig, task: TaskConfig):
         super().__init__()
+        for name in task.inputs:
+            if name not in config.input_modalities:
+                raise UnknownNameError("input of the task", name, config.input_modalities)
         self.config, self.task = config, task
         self.encoder = Encoder(config)
         self.head = build_head(config, task)

@@ -28,6 +28,8 @@ class Classification:
         return torch.stack([predicted.argmax(dim=1), label], dim=1)[known].double().cpu()
 
     def score(self, evidence: Tensor) -> dict[str, float]:
+        if not len(evidence):
+            return dict.fromkeys(self.metrics, float("nan"))
         predicted, label = evidence.long().T
         kinds = {"accuracy": "micro", "accuracy_macro": "macro"}
         return {
@@ -55,11 +57,18 @@ class MultiLabel:
         return torch.cat([predicted.sigmoid(), label], dim=1)[known].double().cpu()
 
     def score(self, evidence: Tensor) -> dict[str, float]:
+        if not len(evidence):
+            return dict.fromkeys(self.metrics, float("nan"))
         probability, label = evidence.split(self.num_classes, dim=1)
         probability, label, number = probability.float(), label.long(), self.num_classes
         return {
             "f1_micro": float(multilabel_f1_score(probability, label, number, average="micro", validate_args=False)),
             "f1_macro": float(multilabel_f1_score(probability, label, number, average="macro", validate_args=False)),
             # Micro-averaged: every image and label is one decision.
-            "map_micro": float(binary_average_precision(probability.flatten(), label.flatten(), validate_args=False)),
+            "map_micro": self._average_precision(probability.flatten(), label.flatten()),
         }
+
+    def _average_precision(self, probability: Tensor, label: Tensor) -> float:
+        if not label.any():
+            return float("nan")
+        return float(binary_average_precision(probability, label, validate_args=False))

@@ -107,6 +107,11 @@ def evaluate(options: EvaluateOptions, source: Labelled | None = None) -> list[d
     """
     model = checkpoint.load_predictor(options.checkpoint)
     extra = checkpoint.read_content(options.checkpoint).get("extra", {})
+    if source is None and not extra.get("data"):
+        raise ConfigError(
+            f"'{options.checkpoint}' does not say where its data are: it was fine-tuned from Python on data of "
+            "your own. Evaluate it from Python too: evaluate(options, source)."
+        )
     data = labelled_from_json(extra.get("data", {}), f"'{options.checkpoint}', entry 'extra.data'")
     if options.root is not None:
         data.root = options.root

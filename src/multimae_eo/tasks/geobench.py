@@ -28,7 +28,7 @@ from multimae_eo.tasks.features import Extractor, Frozen, Init, extractor, froze
 from multimae_eo.tasks.finetune import finetune
 from multimae_eo.tasks.kinds import task_for
 from multimae_eo.tasks.labels import summarise
-from multimae_eo.tasks.probe import Probe, probe_task, run_probes
+from multimae_eo.tasks.probe import NEIGHBOURS, Probe, probe_task, run_probes
 from multimae_eo.tasks.report import normalised, read_results, write_report
 from multimae_eo.tasks.samples import Setup, set_up
 from multimae_eo.tasks.task import Task, intervals, undefined
@@ -155,7 +155,7 @@ def feeds(name: str, setting: str) -> bool:
 
 def finished(results: Path, options: GeobenchOptions, key: str) -> set[Cell]:
     """The cells that a table has rows of; raises ConfigError where they are of another checkpoint or other settings."""
-    done = set()
+    rows_of: dict[Cell, set[str]] = {}
     for row in read_results(results):
         if row["checkpoint"] != key:
             raise ConfigError(
@@ -166,8 +166,8 @@ def finished(results: Path, options: GeobenchOptions, key: str) -> set[Cell]:
         if json.loads(row["settings"]).get("options") != wanted:
             raise ConfigError(f"'{results}' has rows of {protocol} with other settings; give another --out.")
         cell = Cell(row["dataset"], row["setting"], protocol, row["partition"], row["init"], int(row["seed"]))
-        done.add(cell)
-    return done
+        rows_of.setdefault(cell, set()).add(row["protocol"])
+    return {cell for cell, names in rows_of.items() if cell.protocol != "knn" or len(names) == len(NEIGHBOURS)}
 
 
 def fingerprint_of_settings(options: GeobenchOptions, protocol: str) -> str:
@@ -184,8 +184,14 @@ def fingerprint_of_settings(options: GeobenchOptions, protocol: str) -> str:
 
 def append(results: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to the table, which is replaced at once, so that it can be read at any moment."""
-    before = read_results(results) if results.exists() else []
-    write_table([*before, *({name: row.get(name, "") for name in COLUMNS} for row in rows)], results)
+    new = [{name: row.get(name, "") for name in COLUMNS} for row in rows]
+    known = {_key(row) for row in new}
+    before = [row for row in read_results(results) if _key(row) not in known] if results.exists() else []
+    write_table([*before, *new], results)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("dataset", "setting", "protocol", "partition", "init", "seed"))
 
 
 def labelled_options(cell: Cell, options: GeobenchOptions) -> LabelledOptions:

@@ -22,7 +22,7 @@ from multimae_eo.data.labelled import (
     shared_modalities,
     with_own_statistics,
 )
-from multimae_eo.errors import ConfigError
+from multimae_eo.errors import ConfigError, UnknownNameError
 from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions
 from multimae_eo.modalities import Modality
 from multimae_eo.raster import Batch, Raster, flip, pad
@@ -107,13 +107,14 @@ def set_up(source: Labelled, config: ModelConfig, options: LabelledOptions) -> S
     about = source.about
     available = {name: config.modalities[name] for name in config.input_modalities}
     shared = shared_modalities(about, available)
-    wrong = [name for name in options.inputs if name not in shared]
-    if wrong or not shared:
-        raise ConfigError(
-            f"data.inputs: '{wrong[0] if wrong else ''}' cannot be fed from '{about.name}', whose bands are "
-            f"{' '.join(about.bands)}; of the model's inputs ({', '.join(available)}) these share a band with it: "
-            f"{', '.join(shared) or 'none'}."
-        )
+    facts = f"'{about.name}', whose bands are {' '.join(about.bands)}"
+    if not shared:
+        raise ConfigError(f"none of the model's inputs ({', '.join(available)}) shares a band with {facts}.")
+    for name in options.inputs:
+        if name not in available:
+            raise UnknownNameError("modality in data.inputs", name, available)
+        if name not in shared:
+            raise ConfigError(f"data.inputs: '{name}' cannot be fed from {facts}; choose among {', '.join(shared)}.")
     inputs = tuple(name for name in config.input_modalities if name in (options.inputs or shared))
     chosen = {name: available[name] for name in inputs}
     if options.statistics == "dataset":
@@ -163,16 +164,25 @@ class LabelledExamples(Dataset[LabelledExample]):
 
 
 def drop(batch: Batch, random: np.random.Generator, *, modality: float, channel: float) -> Batch:
-    """Make modalities and bands of one sample invalid, each with its probability; one modality always stays."""
+    """Make modalities and bands of one sample invalid, each with its probability.
+
+    One modality that has any valid value always stays, with at least one of its bands.
+    """
     names = list(batch)
+    there = [i for i, name in enumerate(names) if batch[name].valid.any()] or list(range(len(names)))
     hidden = random.random(len(names)) < modality
-    hidden[random.integers(len(names))] &= not hidden.all()
+    spared = there[random.integers(len(there))]
+    if hidden[there].all():
+        hidden[spared] = False
     left = {}
-    for name, gone in zip(names, hidden, strict=True):
+    for i, name in enumerate(names):
         raster = batch[name]
-        bands = torch.from_numpy(random.random(raster.values.shape[-3]) >= channel)
-        keep = bands[:, None, None] & (not gone)
-        left[name] = raster._replace(valid=raster.valid & keep)
+        keep = random.random(raster.values.shape[-3]) >= channel
+        one = random.integers(len(keep))
+        if not keep.any() and i == spared:
+            keep[one] = True
+        bands = torch.from_numpy(keep & ~hidden[i])
+        left[name] = raster._replace(valid=raster.valid & bands[:, None, None])
     return left
 
 
