@@ -171,9 +171,10 @@ def drop(batch: Batch, random: np.random.Generator, *, modality: float, channel:
     names = list(batch)
     there = [i for i, name in enumerate(names) if batch[name].valid.any()] or list(range(len(names)))
     hidden = random.random(len(names)) < modality
-    spared = there[random.integers(len(there))]
     if hidden[there].all():
-        hidden[spared] = False
+        hidden[there[random.integers(len(there))]] = False
+    visible = [i for i in there if not hidden[i]]
+    spared = visible[random.integers(len(visible))]
     left = {}
     for i, name in enumerate(names):
         raster = batch[name]
