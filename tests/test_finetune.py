@@ -280,7 +280,7 @@ def test_no_metric_on_valid_leaves_the_last_checkpoint_as_the_best(pretrained, t
         ({"optim__batch_size": 0}, ConfigError, r"optim\.batch_size"),
         ({"optim__label_smoothing": -0.1}, ConfigError, r"optim\.label_smoothing"),
         ({"data__drop_modality": -1.0}, ConfigError, r"data\.drop_modality"),
-        ({"data__inputs": ["nri"]}, ConfigError, "'nri' cannot be fed"),
+        ({"data__inputs": ["nri"]}, ConfigError, "'nri'. Did you mean 'nir'"),
         ({"trainer__accelerator": "abacus"}, ConfigError, "accelerator 'abacus'.* cannot be used here"),
     ],
 )

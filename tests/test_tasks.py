@@ -154,7 +154,7 @@ def test_evidence_adds_up_over_any_batches(name):
 @each_task
 def test_what_is_not_known_changes_neither_loss_nor_metric(name):
     predicted, label, known = draw(name)
-    task = a_task(name, label_smoothing=0.1, dice=0.5)
+    task = a_task(name, label_smoothing=0.1 * (name != "regression"), dice=0.5 * (name == "segmentation"))
     other = label.clone()
     other[~known] = (1 - label if name == "multilabel" else (label + 1) % K)[~known]
     guess = predicted.clone()
@@ -170,10 +170,17 @@ def test_what_is_not_known_changes_neither_loss_nor_metric(name):
 @pytest.mark.parametrize("name", NAMES[2:])
 def test_padding_changes_neither_loss_nor_metric(name):
     predicted, label, known = draw(name)
-    task = a_task(name, dice=0.5)
+    task = a_task(name, dice=0.5 * (name == "segmentation"))
     padded = F.pad(predicted, (0, 5, 0, 3), value=2.0), *(F.pad(x, (0, 5, 0, 3)) for x in (label, known))
     torch.testing.assert_close(task.losses(*padded), task.losses(predicted, label, known))
     torch.testing.assert_close(task.evidence(*padded), task.evidence(predicted, label, known))
+
+
+def test_parts_of_a_loss_that_a_task_does_not_have_are_refused():
+    with pytest.raises(ConfigError, match=r"optim\.dice is 0\.5, but only a segmentation"):
+        a_task("classification", dice=0.5)
+    with pytest.raises(ConfigError, match=r"optim\.label_smoothing is 0\.1, but a regression has no classes"):
+        a_task("regression", label_smoothing=0.1)
 
 
 def test_a_segmentation_without_a_known_pixel_has_no_value():

@@ -110,7 +110,7 @@ class FinetuneTask(SteppedTask):
 
     def save(self, name: str, value: float) -> Path:
         """Write the checkpoint directory `name` of the run."""
-        facts = {"step": self.global_step, f"valid_{self.task.primary}": value}
+        facts = {"step": self.global_step, f"valid_{self.task.primary}": value if math.isfinite(value) else None}
         return checkpoint.save(self.model, self.options.out / name, extra={**self.extra, **facts})
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -179,8 +179,7 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
     setup = set_up(source, checkpoint.load_config(given(options.checkpoint, "checkpoint")), options.data)
     labels = summarise(source)
     model = build(options, setup, labels)
-    loss = {"label_smoothing": options.optim.label_smoothing, "dice": options.optim.dice}
-    task = task_for(model.task, **loss)
+    task = task_for(model.task, label_smoothing=options.optim.label_smoothing, dice=options.optim.dice)
     data = LabelledData(setup, options)
     content = json.loads(json.dumps(dataclasses.asdict(options.data), default=str)) if own else {}
     lightning_task = FinetuneTask(model, task, options, data.batch_size, {"data": content, **setup.facts()})
