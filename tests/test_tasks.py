@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from multimae_eo.config import TaskConfig
 from multimae_eo.data.labelled import Description, Label, numbered_classes
-from multimae_eo.errors import DataError
+from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.tasks.classify import Classification, MultiLabel
 from multimae_eo.tasks.kinds import task_for
 from multimae_eo.tasks.labels import summarise
