@@ -145,9 +145,8 @@ def words(found: tuple[float, float, float], sign: str = "") -> str:
 
 def kept(out: Path, seed: int, setting: str, protocol: str, partition: str, init: str) -> np.ndarray:
     """What a probe got right, per tile."""
-    folder = out / f"r{seed}" / "evidence"
-    own = next(folder.glob(f"{DATASET}_{setting}_{protocol}_{partition}_{init}_*.npy"))
-    return right(np.load(own))
+    name = "_".join((DATASET, setting, protocol, partition, init, str(seed)))
+    return right(np.load(out / f"r{seed}" / "evidence" / f"{name}.npy"))
 
 
 def probe_tables(out: Path, seeds: list[int]) -> None:

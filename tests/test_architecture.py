@@ -118,7 +118,7 @@ def test_the_core_is_small():
     lines = {relative(p): len(p.read_text().splitlines()) for p in FILES}
     outside = ("data/", "maps/", "integrations/", "cli.py", "tasks/")
     assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 3300
-    assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 3300
+    assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 3600
 
 
 def run(code: str) -> str:

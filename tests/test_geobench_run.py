@@ -11,7 +11,7 @@ from test_bad_input import fails
 from test_finetune import QUIET, pretrained, save_model  # noqa: F401
 
 from multimae_eo import cli
-from multimae_eo.errors import ConfigError, DataError, UnknownNameError
+from multimae_eo.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from multimae_eo.finetune_options import FinetuneOptim, GeobenchOptions, MachineOptions
 from multimae_eo.tasks import features, geobench, probe
 from multimae_eo.tasks.geobench import COLUMNS, all_cells, run_geobench
@@ -88,8 +88,9 @@ def test_rows_and_columns_are_complete_and_nothing_is_run_twice(root, pretrained
         assert float(row["normalised"]) < 2
         assert ("class 0" in row["notes"]) is dense
         assert json.loads(row["settings"])["options"]
-        for column in ("statistics", "checkpoint", "head", "version", "torch", "seconds"):
+        for column in ("statistics", "checkpoint", "data", "version", "torch", "seconds"):
             assert row[column], column
+        assert bool(row["head"]) is not row["protocol"].startswith("knn")
         evidence = tmp_path / "out" / "evidence" / f"{row['dataset']}_all_{row['protocol']}_default_pretrained_0.npy"
         assert len(np.load(evidence)) == int(row["test_samples"])
     for name in ("report.html", "report.md"):
@@ -133,10 +134,10 @@ def test_a_row_that_was_deleted_is_made_again(root, pretrained, tmp_path, monkey
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"checkpoint": "other"}, "is of another checkpoint"),
-        ({"refit_on_valid": True}, "has rows of linear with other settings; give another --out"),
-        ({"ignore_class0": False}, "with other settings"),
-        ({"trainer": MachineOptions(accelerator="cpu", progress=False, precision="bf16-mixed")}, "with other settings"),
+        ({"checkpoint": "other"}, "another checkpoint: .* Give another --out"),
+        ({"refit_on_valid": True}, "a row of m-eurosat.* with another refit_on_valid: False, now True"),
+        ({"allow_leaks": True}, "another allow_leaks: False, now True"),
+        ({"trainer": MachineOptions(accelerator="cpu", progress=False, precision="bf16-mixed")}, "another precision"),
     ],
     ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
 )
@@ -188,8 +189,14 @@ def test_a_set_that_cannot_be_read_is_named_and_the_others_are_run(root, pretrai
 
 
 def test_where_nothing_can_be_run_there_is_no_table(root, pretrained, tmp_path):  # noqa: F811
-    with pytest.raises(ConfigError, match="nothing could be run: m-so2sat, all, knn, default, pretrained, seed 0"):
+    with pytest.raises(
+        DataError, match=r"none of 2 cells could be run\. First: m-so2sat, all, knn, default"
+    ):
         run_geobench(asked(root, pretrained, tmp_path / "out", datasets="m-so2sat"))
+    with pytest.raises(ConfigError, match="nothing to run: m-cashew-plant with protocol knn"):
+        run_geobench(asked(root, pretrained, tmp_path / "out", datasets=CASHEW, protocol="knn"))
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        run_geobench(asked(root, tmp_path / "none", tmp_path / "out"))
     assert not (tmp_path / "out" / "results.csv").exists()
 
 

@@ -389,6 +389,6 @@ def test_wrong_protocols_and_inits(pretrained, tmp_path, capfd):  # noqa: F811
         probe(asked(pretrained, tmp_path, protocols="knn,linaer"), toy())
     with pytest.raises(ConfigError, match="name at least one protocol: knn, linear"):
         probe(asked(pretrained, tmp_path, protocols=","), toy())
-    with pytest.raises(ConfigError, match="choose the protocol linear for labels of pixels"):
+    with pytest.raises(ConfigError, match="has a label per pixel: choose --protocols linear"):
         probe(asked(pretrained, tmp_path), toy("segmentation"))
     fails(["probe", "--checkpoint", str(pretrained), "--init", "ranom"], ["init"], capfd)

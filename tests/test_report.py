@@ -151,7 +151,7 @@ def test_published_numbers_only_under_the_same_protocol_and_partition(tmp_path):
     assert every["TerraMind-L (1)"][0][0] == "91.7"
     assert twenty["TerraFM-L (1)"][0][0] == "95.1"
     assert "TerraFM-L (1)" not in every
-    assert page.count("No published numbers of the same protocol, partition and metric are known.") == 2
+    assert page.count("No published numbers under the same protocol, partition and metric to set beside these.") == 2
 
 
 def test_the_metric_of_several_labels_follows_the_protocol(tmp_path):

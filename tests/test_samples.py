@@ -217,9 +217,9 @@ def test_a_batch_is_not_larger_than_the_training_split():
 def test_evaluation_reads_every_image_once_and_as_it_is():
     setup = toy_setup("regression", sizes=(3, 3, 7))
     found = list(in_order(setup, "test", 3, workers=0))
-    assert [e.row.tolist() for e in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [[e.row.tolist() for e in groups] for groups in found] == [[[0, 1, 2]], [[3, 4, 5]], [[6]]]
     values = setup.source.read("test/5").values
-    assert torch.equal(found[1].batch["rgb"].values[2], torch.from_numpy(values[:3]))
+    assert torch.equal(found[1][0].batch["rgb"].values[2], torch.from_numpy(values[:3]))
 
 
 # Sizes
@@ -299,7 +299,7 @@ def test_bands_that_the_data_lack_are_never_valid():
         ({"inputs": ["rgb", "elevation"]}, {}, "'elevation' cannot be fed from 'toy'.*choose among rgb, swir, nir"),
         ({"inputs": ["rbg"]}, {}, "'rbg'. Did you mean 'rgb'"),
         ({"inputs": ["sar"]}, {}, "unknown modality in data.inputs 'sar'"),
-        ({}, {"bands": ("VV", *["-"] * 6)}, "none of the model's inputs .* shares a band with 'toy'"),
+        ({}, {"bands": ("VV", *["-"] * 6)}, "none of the model's inputs .* has half of its bands in 'toy'"),
         ({"statistics": "model"}, {"products": ()}, "'toy' has none of the products of 'rgb'.*statistics to dataset"),
     ],
 )
@@ -322,7 +322,7 @@ def test_with_the_statistics_of_the_data_network_values_are_z_scores():
     from multimae_eo.codecs import codec_for
 
     setup = toy_setup(sizes=(30, 3, 3))
-    batch = next(iter(in_order(setup, "train", 30, workers=0))).batch
+    batch = next(iter(in_order(setup, "train", 30, workers=0)))[0].batch
     for name, raster in batch.items():
         values, valid = codec_for(setup.modalities[name], "band", 1).encode(raster)
         assert valid.all()

@@ -163,7 +163,10 @@ def load_encoder(directory: str | os.PathLike[str], config: ModelConfig | None =
 
 
 def fingerprint(directory: str | os.PathLike[str]) -> str:
-    """A short text that changes with the weights or the configuration of a checkpoint directory."""
+    """A short text that changes with the weights or the configuration of a checkpoint directory; CheckpointError."""
+    read_content(directory)
+    if not (Path(directory) / WEIGHTS).is_file():
+        raise CheckpointError(f"'{Path(directory) / WEIGHTS}' does not exist.")
     digest = hashlib.sha256((Path(directory) / CONFIG).read_bytes())
     with open(Path(directory) / WEIGHTS, "rb") as file:
         while block := file.read(1 << 22):

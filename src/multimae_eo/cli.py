@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from multimae_eo import __version__
 from multimae_eo.data.import_options import ImportOptions
-from multimae_eo.errors import MultiMAEError
+from multimae_eo.errors import MultiMAEError, reason
 from multimae_eo.finetune_options import EvaluateOptions, FinetuneOptions, GeobenchOptions, ProbeOptions
 from multimae_eo.options import PretrainOptions, demo_options
 
@@ -260,14 +260,6 @@ def as_parsed(arguments: list[str]) -> list[str]:
                 equals, value = "=", "true"
         spelt.append(name + equals + value)
     return spelt
-
-
-def reason(error: BaseException) -> str:
-    """The message of a user error; of one raised in a loading process, without that process's traceback."""
-    text = str(error)
-    if text.startswith("Caught "):
-        text = re.split(r"\n(?:[\w.]+\.)?\w+Error: ", text)[-1]
-    return text.strip()
 
 
 def main(arguments: list[str] | None = None) -> None:

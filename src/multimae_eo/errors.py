@@ -1,6 +1,7 @@
 """The errors that users can cause; each says what is wrong, where, what was expected and got, and how to mend it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -49,3 +50,11 @@ class CheckpointError(MultiMAEError):
 
 class DivergedError(MultiMAEError):
     """The loss or its gradient was not finite for too many steps in a row."""
+
+
+def reason(error: BaseException) -> str:
+    """The message of a user error; of one raised in a loading process, without that process's traceback."""
+    text = str(error)
+    if text.startswith("Caught "):
+        text = re.split(r"\n(?:[\w.]+\.)?\w+Error: ", text)[-1]
+    return text.strip()

@@ -239,7 +239,8 @@ class GeobenchOptions:
         inits: comma-separated: pretrained, random, band_statistics, random_convolutions.
         seeds: how many; protocols without randomness run once.
         first_seed: the first of them.
-        ignore_class0: whether class 0 counts as no class where it means "no data" (m-cashew-plant, m-SA-crop-type).
+        ignore_class0: whether class 0 counts as no class where it means "no data" (m-cashew-plant, m-SA-crop-type);
+            false scores it like any class, as GEO-Bench does.
         out: folder for results.csv, tables and features.
         allow_leaks: accept samples that are in two splits.
         refit_on_valid: fit the linear probe again on train and valid once its C is chosen, as torchgeo-bench does.
@@ -258,7 +259,7 @@ class GeobenchOptions:
     inits: str = "pretrained"
     seeds: int = 5
     first_seed: int = 0
-    ignore_class0: bool = True
+    ignore_class0: bool = False
     out: Path = Path("runs/geobench")
     allow_leaks: bool = False
     refit_on_valid: bool = False

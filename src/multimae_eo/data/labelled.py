@@ -140,8 +140,11 @@ def check_mask(codes: np.ndarray, known: np.ndarray, num_classes: int, size: tup
 
 
 def shared_modalities(about: Description, modalities: Mapping[str, Modality]) -> tuple[str, ...]:
-    """The modalities that share a band with the data set, in their own order."""
-    return tuple(name for name, m in modalities.items() if set(m.bands) & set(about.bands))
+    """The modalities that the data set can feed, in their own order: with at least half of their bands.
+
+    Of fewer bands no token would ever be valid (docs/design.md, A).
+    """
+    return tuple(name for name, m in modalities.items() if 2 * len(set(m.bands) & set(about.bands)) >= len(m.bands))
 
 
 def absent_bands(about: Description, modalities: Mapping[str, Modality]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.kinds import task_for
 from multimae_eo.tasks.samples import LabelledExample, Setup, in_order, open_source
 from multimae_eo.tasks.task import Task, intervals
+from multimae_eo.tasks.trainer import prepare, writable
 
 Metrics = dict[str, tuple[float, float, float]]
 
@@ -39,6 +40,8 @@ def device_of(run: MachineOptions) -> torch.device:
         return torch.device("cuda")
     if run.accelerator in ("gpu", "cuda"):
         raise ConfigError(f"trainer.accelerator is '{run.accelerator}', but torch finds no GPU here.")
+    if run.accelerator not in ("auto", "cpu"):
+        raise ConfigError(f"trainer.accelerator is '{run.accelerator}'; expected auto, cpu or gpu.")
     return torch.device("cpu")
 
 
@@ -54,8 +57,9 @@ def batches(
     """All images of a split on the device, with a progress bar."""
     device, loader = device_of(run), in_order(setup, split, 64, workers)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16-mixed"):
-        for example in tqdm(loader, desc=what, disable=not run.progress, leave=False):
-            yield to_device(example, device)
+        for examples in tqdm(loader, desc=what, disable=not run.progress, leave=False):
+            for example in examples:
+                yield to_device(example, device)
 
 
 def keep_only(batch: Batch, keep: Sequence[str]) -> Batch:
@@ -73,18 +77,22 @@ def evidence_of(
     workers: int,
     subsets: Sequence[Sequence[str]] | None = None,
 ) -> list[Tensor]:
-    """The evidence of a split for each subset of the inputs; the images are read once."""
+    """The evidence of a split for each subset of the inputs, in the order of its ids; the images are read once."""
     subsets = [setup.inputs] if subsets is None else subsets
     model.to(device_of(run)).eval()
     parts: list[list[Tensor]] = [[] for _ in subsets]
+    rows: list[Tensor] = []
     for example in batches(setup, split, run, workers=workers, what=f"evaluating {split}"):
+        known = example.known.cpu()
+        rows.append(torch.as_tensor(example.row)[known if known.ndim == 1 else ...])
         for part, keep in zip(parts, subsets, strict=True):
             predicted = model(keep_only(example.batch, keep)).float()
             if model.task.dense:
                 height, width = example.label.shape[-2:]
                 predicted = predicted[..., :height, :width]
             part.append(task.evidence(predicted, example.label, example.known))
-    return [torch.cat(part) for part in parts]
+    order = torch.cat(rows).argsort()
+    return [torch.cat(part)[order] for part in parts]
 
 
 def subsets_of(options: EvaluateOptions, inputs: Sequence[str]) -> list[tuple[str, ...]]:
@@ -115,6 +123,11 @@ def evaluate(options: EvaluateOptions, source: Labelled | None = None) -> list[d
     data = labelled_from_json(extra.get("data", {}), f"'{options.checkpoint}', entry 'extra.data'")
     if options.root is not None:
         data.root = options.root
+    prepare(options.trainer, workers=data.workers)
+    if options.out is not None:
+        writable(options.out.parent)
+        if options.out.is_dir():
+            raise ConfigError(f"--out {options.out} is a folder; name a CSV file.")
     setup = set_up_like(model, source or open_source(data))
     task = task_for(model.task)
     chosen = subsets_of(options, setup.inputs)

@@ -174,7 +174,6 @@ def _write(setup: Setup, made: Extractor, split: SplitName, run: MachineOptions,
     if isinstance(modules, nn.Module):
         modules.to(device_of(run))
     count, files, layout = len(setup.source.ids[split]), {}, None
-    done = 0
     for example in batches(setup, split, run, workers=workers, what=f"features of {split}"):
         if setup.source.about.dense:
             assert made.encoder is not None
@@ -194,8 +193,7 @@ def _write(setup: Setup, made: Extractor, split: SplitName, run: MachineOptions,
                     f"'{setup.source.about.name}', split '{split}': images differ in size; frozen features of pixels "
                     "need one size. Cut the images to one size, or fine-tune with --optim.freeze 1 instead."
                 )
-            files[name][done : done + len(array)] = array
-        done += len(example.label)
+            files[name][np.asarray(example.row)] = array
     for file in files.values():
         file.flush()
     (partial / "layout.json").write_text(json.dumps(layout))

@@ -36,7 +36,7 @@ from multimae_eo.tasks.samples import (
 )
 from multimae_eo.tasks.stepping import SteppedTask, parts
 from multimae_eo.tasks.task import Task, intervals, undefined
-from multimae_eo.tasks.trainer import make_trainer, write_json, write_options
+from multimae_eo.tasks.trainer import make_trainer, prepare, write_json, write_options
 from multimae_eo.visualize_labels import save_finetune_curves, save_predictions
 
 
@@ -91,10 +91,11 @@ class FinetuneTask(SteppedTask):
             predicted = predicted[..., :height, :width]
         return predicted
 
-    def validation_step(self, example: LabelledExample, _: int) -> None:
-        predicted = self._predict(example).float()
-        self._evidence.append(self.task.evidence(predicted, example.label, example.known))
-        self._losses.append(self.task.losses(predicted, example.label, example.known).cpu())
+    def validation_step(self, examples: list[LabelledExample], _: int) -> None:
+        for example in examples:
+            predicted = self._predict(example).float()
+            self._evidence.append(self.task.evidence(predicted, example.label, example.known))
+            self._losses.append(self.task.losses(predicted, example.label, example.known).cpu())
 
     def on_validation_epoch_end(self) -> None:
         values = self.task.score(torch.cat(self._evidence))
@@ -172,8 +173,7 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
     check_finetune(options)
     if (options.out / "config.yaml").exists():
         raise ConfigError(f"'{options.out}' holds a run; remove it, or give another --out.")
-    if options.trainer.threads is not None:
-        torch.set_num_threads(options.trainer.threads)
+    prepare(options.trainer, workers=options.data.workers)
     own = source is None
     source = source or open_source(options.data)
     setup = set_up(source, checkpoint.load_config(given(options.checkpoint, "checkpoint")), options.data)

@@ -1,7 +1,6 @@
 """Protocols over GEO-Bench data sets: cells that are run once, a row each, resumable, and tables of them."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -20,8 +19,8 @@ from torch import Tensor
 from multimae_eo import checkpoint
 from multimae_eo.data.geobench import PARTITIONS, GeoBench
 from multimae_eo.data.geobench_sets import SETS
-from multimae_eo.errors import ConfigError, DataError, MultiMAEError, UnknownNameError
-from multimae_eo.finetune_options import FinetuneOptions, GeobenchOptions, LabelledOptions, given
+from multimae_eo.errors import ConfigError, DataError, MultiMAEError, UnknownNameError, reason
+from multimae_eo.finetune_options import FinetuneOptim, FinetuneOptions, GeobenchOptions, LabelledOptions, given
 from multimae_eo.modalities import INPUT_SETTINGS
 from multimae_eo.tasks.evaluate import flat, write_table
 from multimae_eo.tasks.features import Extractor, Frozen, Init, extractor, frozen_features
@@ -30,8 +29,9 @@ from multimae_eo.tasks.kinds import task_for
 from multimae_eo.tasks.labels import summarise
 from multimae_eo.tasks.probe import NEIGHBOURS, Probe, probe_task, run_probes
 from multimae_eo.tasks.report import normalised, read_results, write_report
-from multimae_eo.tasks.samples import Setup, set_up
+from multimae_eo.tasks.samples import Setup, notes_of, set_up
 from multimae_eo.tasks.task import Task, intervals, undefined
+from multimae_eo.tasks.trainer import prepare, writable
 
 PROTOCOLS = ("knn", "linear", "finetune")
 INITS = ("pretrained", "random", "band_statistics", "random_convolutions")
@@ -40,7 +40,7 @@ SEEDED = ("random", "random_convolutions")
 METRICS = ("accuracy", "accuracy_macro", "f1_micro", "f1_macro", "map_micro", "miou", "pixel_accuracy")
 COLUMNS = (
     *("dataset", "task", "protocol", "setting", "inputs", "bands", "absent_bands", "statistics", "partition", "init"),
-    *("checkpoint", "seed", "head", "settings", "metric", "value", "low", "high", "last_value", "normalised"),
+    *("checkpoint", "data", "seed", "head", "settings", "metric", "value", "low", "high", "last_value", "normalised"),
     *(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")),
     *("train_samples", "valid_samples", "test_samples", "notes", "warnings", "seconds", "version", "torch"),
 )
@@ -68,10 +68,17 @@ def run_geobench(options: GeobenchOptions) -> Path:
     data is named and left out; the others go on.
     """
     options = dataclasses.replace(options, data_root=data_root_of(options))
+    prepare(options.trainer, workers=options.workers)
     cells = list(all_cells(options))
     results = options.out / "results.csv"
     key = checkpoint.fingerprint(given(options.checkpoint, "checkpoint"))
-    done = finished(results, options, key) if results.exists() else set()
+    if not cells:
+        raise ConfigError(
+            f"nothing to run: {options.datasets} with protocol {options.protocol}, inputs {options.inputs} and inits "
+            f"{options.inits}. k-NN needs one label per image, and baselines too; an input setting needs its bands."
+        )
+    writable(options.out)
+    done = finished(results, options, key, set(cells)) if results.exists() else set()
     left = [cell for cell in cells if cell not in done]
     print(f"{len(cells)} cells, {len(cells) - len(left)} of them done before.", flush=True)
     began, failed = time.perf_counter(), []
@@ -84,10 +91,10 @@ def run_geobench(options: GeobenchOptions) -> Path:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{number} cells are new in {results}; the same command goes on") from None
         except MultiMAEError as error:
-            failed.append(f"{cell}: {error}")
-            print(f"  left out: {error}", flush=True)
+            failed.append(f"{cell}: {reason(error)}")
+            print(f"  left out: {reason(error)}", flush=True)
     if not results.exists():
-        raise ConfigError("nothing could be run: " + "; ".join(failed))
+        raise DataError(f"none of {len(cells)} cells could be run. First: {failed[0]}")
     write_report(results, options.out)
     if failed:
         raise DataError(
@@ -153,33 +160,57 @@ def feeds(name: str, setting: str) -> bool:
     return setting == "all" or INPUT_SETTINGS[setting].fits(layer.band for layer in SETS[name].layers)
 
 
-def finished(results: Path, options: GeobenchOptions, key: str) -> set[Cell]:
-    """The cells that a table has rows of; raises ConfigError where they are of another checkpoint or other settings."""
+def finished(results: Path, options: GeobenchOptions, key: str, wanted: set[Cell]) -> set[Cell]:
+    """Which of the wanted cells a table has rows of.
+
+    Raises ConfigError where those are of another checkpoint, of other data or of other settings, DataError for a table
+    that is none of this command's.
+    """
     rows_of: dict[Cell, set[str]] = {}
     for row in read_results(results):
-        if row["checkpoint"] != key:
+        try:
+            protocol = row["protocol"].split("-")[0]
+            cell = Cell(row["dataset"], row["setting"], protocol, row["partition"], row["init"], int(row["seed"]))
+            known = {"checkpoint": row["checkpoint"], "data": row["data"], **json.loads(row["settings"])["options"]}
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"'{results}' is not a table of this command: {error!r}. Give another --out.") from error
+        if cell not in wanted:
+            continue
+        now = {"checkpoint": key, "data": data_key(cell, options), **settings_of(cell, options)}
+        other = [name for name in now if known.get(name) != now[name]]
+        if other:
+            name = other[0]
             raise ConfigError(
-                f"'{results}' is of another checkpoint ({row['checkpoint']}, not {key}); give another --out."
+                f"'{results}' has a row of {cell} with another {name}: {known.get(name)}, now {now[name]}. "
+                "Give another --out."
             )
-        protocol = row["protocol"].split("-")[0]
-        wanted = fingerprint_of_settings(options, protocol)
-        if json.loads(row["settings"]).get("options") != wanted:
-            raise ConfigError(f"'{results}' has rows of {protocol} with other settings; give another --out.")
-        cell = Cell(row["dataset"], row["setting"], protocol, row["partition"], row["init"], int(row["seed"]))
         rows_of.setdefault(cell, set()).add(row["protocol"])
     return {cell for cell, names in rows_of.items() if cell.protocol != "knn" or len(names) == len(NEIGHBOURS)}
 
 
-def fingerprint_of_settings(options: GeobenchOptions, protocol: str) -> str:
-    """A short text of the options that decide the result of a protocol."""
-    facts: dict[str, Any] = {"ignore_class0": options.ignore_class0, "precision": options.trainer.precision}
-    facts |= {"refit_on_valid": options.refit_on_valid} if protocol == "linear" else {}
-    facts |= (
-        {"finetune": [dataclasses.asdict(o) for o in (options.finetune, options.finetune_dense)]}
-        if protocol == "finetune"
-        else {}
-    )
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+def data_key(cell: Cell, options: GeobenchOptions) -> str:
+    """The fingerprint of a cell's data; empty where they cannot be opened, which running the cell will say."""
+    try:
+        return _open(labelled_options(cell, options)).fingerprint()
+    except MultiMAEError:
+        return ""
+
+
+def settings_of(cell: Cell, options: GeobenchOptions) -> dict[str, Any]:
+    """The options that decide the result of a cell beside what names it."""
+    data = labelled_options(cell, options)
+    facts: dict[str, Any] = {"precision": options.trainer.precision, "allow_leaks": data.allow_leaks}
+    facts |= {"ignore_class0": data.ignore_class0, "statistics": data.statistics}
+    if cell.protocol == "linear":
+        facts["refit_on_valid"] = options.refit_on_valid
+    if cell.protocol == "finetune":
+        facts |= {"flips": data.flips, **json.loads(json.dumps(dataclasses.asdict(optim_of(cell, options))))}
+    return facts
+
+
+def optim_of(cell: Cell, options: GeobenchOptions) -> FinetuneOptim:
+    """How a cell is fine-tuned."""
+    return options.finetune_dense if SETS[cell.dataset].task == "segmentation" else options.finetune
 
 
 def append(results: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -214,6 +245,7 @@ def run_cell(cell: Cell, options: GeobenchOptions, key: str) -> list[dict[str, A
     common = {
         **dataclasses.asdict(cell),
         "checkpoint": key,
+        "data": data_key(cell, options),
         "version": version("multimae-eo"),
         "torch": torch.__version__,
     }
@@ -237,10 +269,10 @@ def probe_cell(cell: Cell, options: GeobenchOptions) -> list[dict[str, Any]]:
     sizes = {f"{split}_samples": len(ids[split]) for split in ids}
     facts = {
         **setup.facts(),
-        "notes": "; ".join(source.about.notes),
+        "notes": notes_of(source),
         **sizes,
         "task": source.about.task,
-        "head": task.head,
+        "head": "" if cell.protocol == "knn" else task.head,
     }
     return [{**facts, **probe_row(p, task_for(task), labels.warnings, cell, options)} for p in found]
 
@@ -269,21 +301,26 @@ def probe_row(
 ) -> dict[str, Any]:
     """What a probe found, as the columns of a row."""
     metrics = intervals(task, probe.evidence, seed=cell.seed)
-    settings = {**probe.settings, "options": fingerprint_of_settings(options, cell.protocol)}
+    settings = {**probe.settings, "options": settings_of(cell, options)}
     keep_evidence(cell, probe.protocol, probe.evidence, options.out)
     return {
         "protocol": probe.protocol,
         "settings": json.dumps(settings, sort_keys=True),
         "warnings": "; ".join([*warnings, *probe.warnings, *undefined(metrics)]),
         "seconds": round(probe.seconds, 1),
-        **scores(cell, task.primary, metrics),
+        **scores(cell, task.primary, metrics, options),
     }
 
 
-def scores(cell: Cell, primary: str, metrics: Mapping[str, tuple[float, float, float]]) -> dict[str, Any]:
-    """The columns of metrics: the primary one, GEO-Bench's normalised score, and all of them."""
+def scores(
+    cell: Cell, primary: str, metrics: Mapping[str, tuple[float, float, float]], options: GeobenchOptions
+) -> dict[str, Any]:
+    """The columns of metrics: the primary one, GEO-Bench's normalised score, and all of them.
+
+    The range of the normalised score is that of scores with class 0; without it there is none.
+    """
     value, low, high = metrics[primary]
-    score = normalised(cell.dataset, value)
+    score = None if labelled_options(cell, options).ignore_class0 else normalised(cell.dataset, value)
     known = {"metric": primary, "value": value, "low": low, "high": high, "normalised": "" if score is None else score}
     return {**known, **flat(dict(metrics))}
 
@@ -301,25 +338,23 @@ def finetune_cell(cell: Cell, options: GeobenchOptions) -> dict[str, Any]:
     name = "_".join(map(str, dataclasses.astuple(cell)))
     out = options.out / "finetune" / name
     shutil.rmtree(out, ignore_errors=True)
-    described = SETS[cell.dataset]
-    optim = options.finetune_dense if described.task == "segmentation" else options.finetune
     run = FinetuneOptions(
         checkpoint=options.checkpoint,
         out=out,
         init="pretrained" if cell.init == "pretrained" else "random",
         seed=cell.seed,
         data=labelled_options(cell, options),
-        optim=optim,
+        optim=optim_of(cell, options),
         trainer=options.trainer,
     )
     result = finetune(run)
     keep_evidence(cell, cell.protocol, result.best.evidence, options.out)
-    settings = {**dataclasses.asdict(optim), "options": fingerprint_of_settings(options, cell.protocol)}
+    settings = {"options": settings_of(cell, options)}
     primary = result.primary
     return {
-        "task": described.task,
+        "task": SETS[cell.dataset].task,
         "settings": json.dumps(settings, sort_keys=True),
         "last_value": result.last.metrics[primary][0],
         **result.facts,
-        **scores(cell, primary, result.best.metrics),
+        **scores(cell, primary, result.best.metrics, options),
     }

@@ -202,7 +202,9 @@ def _lines(models: Models, metrics: Mapping[str, str], spread: set[str], *, bold
     means = {label: {name: _mean(metrics[name], runs) for name, runs in sets.items()} for label, sets in models.items()}
     scores = {}
     for label, sets in models.items():
-        found = (normalised(name, _mean(_range_metric(name), sets[name])) for name in scored if name in sets)
+        # The ranges are those of scores with class 0.
+        fit = [n for n in scored if n in sets and not any(_option(r, "ignore_class0") for r in sets[n])]
+        found = (normalised(name, _mean(_range_metric(name), sets[name])) for name in fit)
         scores[label] = [score for score in found if score is not None and math.isfinite(score)]
     # Means over fewer sets cannot be the best.
     ranks = {label: (len(own), statistics.fmean(own)) for label, own in scores.items() if own}
@@ -244,10 +246,12 @@ def _range_metric(dataset: str) -> str:
     return "f1_micro" if dataset == "m-bigearthnet" else "miou" if dataset in _MAPPED else "accuracy"
 
 
-def _refit(row: Row) -> bool:
+def _option(row: Row, name: str) -> bool:
+    """Whether a row's settings say that an option is on."""
     try:
-        return json.loads(row.get("settings") or "{}")["refit_on_valid"] is True
-    except (ValueError, KeyError, TypeError):
+        settings = json.loads(row.get("settings") or "{}")
+        return {**settings, **settings.get("options", {})}.get(name) is True
+    except (ValueError, AttributeError, TypeError):
         return False
 
 
@@ -257,7 +261,7 @@ def _published(
     """Published models of the same protocol and metric, and what is to be said of them below the table."""
     peers = [peer for peer in read_peers() if peer["protocol"] == protocol and partition in _ALL_SAMPLES]
     peers = [peer for peer in peers if metrics.get(peer["dataset"]) == peer["metric"]]
-    other = {row["dataset"] for row in rows if protocol == "linear" and not _refit(row)}
+    other = {row["dataset"] for row in rows if protocol == "linear" and not _option(row, "refit_on_valid")}
     hidden = [name for name in metrics if name in other and any(peer["dataset"] == name for peer in peers)]
     models: Models = {}
     sources: dict[tuple[str, str], int] = {}
@@ -272,7 +276,7 @@ def _published(
             f"were, so none are shown for {', '.join(hidden)}."
         )
     elif not models:
-        remarks.append("No published numbers of the same protocol, partition and metric are known.")
+        remarks.append("No published numbers under the same protocol, partition and metric to set beside these.")
     return models, remarks
 
 

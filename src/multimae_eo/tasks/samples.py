@@ -1,7 +1,7 @@
 """What fine-tuning and probing are fed: labelled images as rasters, flipped and with modalities dropped at random."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,8 +65,16 @@ class Setup:
             "bands": " ".join(bands),
             "absent_bands": " ".join(absent_bands(about, self.modalities)),
             "statistics": "+".join(sorted(products)),
-            "notes": "; ".join(about.notes),
+            "notes": notes_of(self.source),
         }
+
+
+def notes_of(source: Labelled) -> str:
+    """What a result says of its data, an accepted leak included."""
+    ids = [sample_id for split in source.ids.values() for sample_id in split]
+    shared = len(ids) - len(set(ids))
+    leak = (f"{shared} of {len(ids)} images are in more than one split",) if shared else ()
+    return "; ".join([*source.about.notes, *leak])
 
 
 def open_source(options: LabelledOptions) -> Labelled:
@@ -109,7 +117,7 @@ def set_up(source: Labelled, config: ModelConfig, options: LabelledOptions) -> S
     shared = shared_modalities(about, available)
     facts = f"'{about.name}', whose bands are {' '.join(about.bands)}"
     if not shared:
-        raise ConfigError(f"none of the model's inputs ({', '.join(available)}) shares a band with {facts}.")
+        raise ConfigError(f"none of the model's inputs ({', '.join(available)}) has half of its bands in {facts}.")
     for name in options.inputs:
         if name not in available:
             raise UnknownNameError("modality in data.inputs", name, available)
@@ -166,7 +174,7 @@ class LabelledExamples(Dataset[LabelledExample]):
 def drop(batch: Batch, random: np.random.Generator, *, modality: float, channel: float) -> Batch:
     """Make modalities and bands of one sample invalid, each with its probability.
 
-    One modality that has any valid value always stays, with at least one of its bands.
+    One modality that has any valid value always stays, with at least half of its bands, so that it still gives tokens.
     """
     names = list(batch)
     there = [i for i, name in enumerate(names) if batch[name].valid.any()] or list(range(len(names)))
@@ -178,10 +186,12 @@ def drop(batch: Batch, random: np.random.Generator, *, modality: float, channel:
     left = {}
     for i, name in enumerate(names):
         raster = batch[name]
-        keep = random.random(raster.values.shape[-3]) >= channel
-        one = random.integers(len(keep))
-        if not keep.any() and i == spared:
-            keep[one] = True
+        order = random.random(raster.values.shape[-3])
+        keep = order >= channel
+        if i == spared:
+            measured = raster.valid.expand_as(raster.values).flatten(-2).any(dim=-1).numpy()
+            first = np.argsort(~measured * 2 - order, kind="stable")  # those with data, largest draw first
+            keep[first[: -(-len(keep) // 2)]] = True
         bands = torch.from_numpy(keep & ~hidden[i])
         left[name] = raster._replace(valid=raster.valid & bands[:, None, None])
     return left
@@ -199,6 +209,15 @@ def collate(examples: Sequence[LabelledExample]) -> LabelledExample:
             [F.pad(x, (0, size[1] - x.shape[1], 0, size[0] - x.shape[0])) for x in xs] for xs in (label, known)
         )
     return LabelledExample(batch, torch.stack(label), torch.stack(known), default_collate([e.row for e in examples]))
+
+
+def by_size(examples: Sequence[LabelledExample]) -> list[LabelledExample]:
+    """Batches of examples of one size each, so that what is made of an image does not depend on its neighbours."""
+    groups: dict[tuple[int, ...], list[LabelledExample]] = {}
+    for example in examples:
+        first = next(iter(example.batch.values()))
+        groups.setdefault((*first.values.shape, *example.label.shape), []).append(example)
+    return [collate(group) for group in groups.values()]
 
 
 def _padded(rs: Sequence[Raster]) -> Any:
@@ -231,21 +250,21 @@ class LabelledData(lightning.LightningDataModule):
         rows = np.arange(len(self.setup_.source.ids["train"]))
         steps = Steps(rows, batch_size=self.batch_size, steps=trainer.max_steps, seed=self.options.seed)
         examples = LabelledExamples(self.setup_, "train", options=self.options.data, seed=self.options.seed)
-        return load(examples, steps, self.options.data.workers)
+        return load(examples, steps, self.options.data.workers, collate)
 
-    def val_dataloader(self) -> DataLoader[LabelledExample]:
+    def val_dataloader(self) -> DataLoader[list[LabelledExample]]:
         return in_order(self.setup_, "valid", self.batch_size, self.options.data.workers)
 
 
-def in_order(setup: Setup, split: SplitName, size: int, workers: int) -> DataLoader[LabelledExample]:
-    """All images of a split as they are, in batches, in the order of their ids."""
+def in_order(setup: Setup, split: SplitName, size: int, workers: int) -> DataLoader[list[LabelledExample]]:
+    """All images of a split as they are; lists of batches of images of one size, with their rows."""
     examples = LabelledExamples(setup, split)
     rows = range(len(examples))
     batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
-    return load(examples, batches, workers)
+    return load(examples, batches, workers, by_size)
 
 
-def load(examples: LabelledExamples, batches: object, workers: int) -> DataLoader[LabelledExample]:
+def load(examples: LabelledExamples, batches: object, workers: int, collate_fn: Callable[..., Any]) -> DataLoader[Any]:
     """A loader of batches of (epoch, row)."""
     return DataLoader(
         examples,
@@ -253,5 +272,5 @@ def load(examples: LabelledExamples, batches: object, workers: int) -> DataLoade
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        collate_fn=collate,
+        collate_fn=collate_fn,
     )

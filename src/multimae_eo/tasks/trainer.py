@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as lightning
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
@@ -23,6 +25,7 @@ class Machine(Protocol):
     """Where to run: what the options of all runs have in common."""
 
     accelerator: str
+    threads: int | None
     precision: Literal["32-true", "bf16-mixed"]
     progress: bool
 
@@ -69,6 +72,24 @@ def make_trainer(
         raise ConfigError(f"trainer: {what} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+def prepare(run: Machine, *, workers: int) -> None:
+    """Set the threads of torch, and check where to run; raises ConfigError."""
+    if run.threads is not None and run.threads < 1:
+        raise ConfigError(f"trainer.threads must be 1 or more; got {run.threads}.")
+    if workers < 0:
+        raise ConfigError(f"workers must be 0 or more; got {workers}.")
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+
+
+def writable(folder: Path) -> None:
+    """Make a folder for results; raises ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"'{folder}' is no folder that can be written: {error.strerror}.") from error
+
+
 def quiet() -> None:
     """Silence what Lightning says that is not about this run: tips, devices, and advice that does not apply here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -87,8 +108,8 @@ def quiet() -> None:
 def write_options(options: Any, out: Path) -> None:
     """Keep the options of a run beside what comes of it; `--config OUT/config.yaml` repeats the run."""
     content = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    writable(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     except OSError as error:
         raise ConfigError(f"'{out}' is no folder that can be written: {error.strerror}.") from error
@@ -97,5 +118,14 @@ def write_options(options: Any, out: Path) -> None:
 def write_json(content: object, path: Path) -> None:
     """Write JSON; it appears under its name only when complete."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
     os.replace(partial, path)
+
+
+def without_nan(content: Any) -> Any:
+    """JSON-ready content in which a number that is none is null."""
+    if isinstance(content, dict):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
