@@ -89,12 +89,12 @@ def report(out: Path, table: dict[str, dict[str, float]], rows: list[dict[str, A
     for view, row in table.items():
         print(f"  {view:24}" + "".join(f"{row[c]:14.3f}" for c in columns) + verdict(view, row))
     print(
-        f"\n{'transfer':14}{'protocol':10}{'inputs':8}{'init':12}{'labels':>8}{'metric':>10}{'value':>8}  95 % interval"
+        f"\n{'transfer':16}{'protocol':10}{'inputs':8}{'init':12}{'labels':>8}{'metric':>10}{'value':>8}  95 % interval"
     )
     for r in rows:
         interval = f"{r['low']:.3f} to {r['high']:.3f}"
         words = (
-            f"{r['task']:14}{r['protocol']:10}{r['inputs']:8}{r['init']:12}{100 * r['labels']:>6g} %{r['metric']:>10}"
+            f"{r['task']:16}{r['protocol']:10}{r['inputs']:8}{r['init']:12}{100 * r['labels']:>6g} %{r['metric']:>10}"
         )
         print(f"{words}{r['mean']:8.3f}  {interval}")
     print(f"\nDone in {seconds:.0f} s. Look at:")
