@@ -189,9 +189,7 @@ def test_a_set_that_cannot_be_read_is_named_and_the_others_are_run(root, pretrai
 
 
 def test_where_nothing_can_be_run_there_is_no_table(root, pretrained, tmp_path):  # noqa: F811
-    with pytest.raises(
-        DataError, match=r"none of 2 cells could be run\. First: m-so2sat, all, knn, default"
-    ):
+    with pytest.raises(DataError, match=r"none of 2 cells could be run\. First: m-so2sat, all, knn, default"):
         run_geobench(asked(root, pretrained, tmp_path / "out", datasets="m-so2sat"))
     with pytest.raises(ConfigError, match="nothing to run: m-cashew-plant with protocol knn"):
         run_geobench(asked(root, pretrained, tmp_path / "out", datasets=CASHEW, protocol="knn"))
