@@ -6,8 +6,7 @@ Per seed: a world of 2,000 tiles is pre-trained on for 1,500 steps (demo size), 
 other places is written (2,500 train, 500 valid, 2,000 test), encoders and baselines are probed at 1 %, 10 % and 100 %
 of the labels, and two models are fine-tuned on 10 %: on all modalities with modality drop-out, and on RGB alone. Then
 tables of all seeds that are finished, with paired bootstrap intervals over seeds and tiles, are printed, and OUT gets
-transfer.png. Parts that are done are not done again. Takes about 25 minutes a seed on one core; seeds may run side by
-side. Default: seeds 0 to 4.
+transfer.png. Parts that are done are not done again; seeds may run side by side. Default: seeds 0 to 4.
 """
 
 import sys

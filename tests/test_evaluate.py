@@ -173,6 +173,7 @@ def test_the_data_are_named_in_the_checkpoint(on_files, tmp_path, capsys):
     assert [row["dropped"] for row in rows] == ["", "swir+nir"]
     assert [row["inputs"] for row in rows] == ["rgb+red_edge+swir+nir", "rgb+red_edge"]
     assert {row["samples"] for row in rows} == {"20"}
+    assert all("band names corrected" in row["notes"] for row in rows)
     for row in rows:
         assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
         assert f"{float(row['accuracy']):.3f}" in printed

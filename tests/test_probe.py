@@ -382,6 +382,7 @@ def test_dense_features_need_images_of_one_size(pretrained, tmp_path):  # noqa: 
     items.columns.update(image=images, mask=masks)
     with pytest.raises(DataError, match="images differ in size; frozen features of pixels need one size"):
         probe(asked(pretrained, tmp_path, protocols="linear"), source)
+    assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name]
 
 
 def test_wrong_protocols_and_inits(pretrained, tmp_path, capfd):  # noqa: F811

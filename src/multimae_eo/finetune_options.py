@@ -1,12 +1,12 @@
 """Every option of fine-tuning, probing and evaluation, as plain dataclasses; imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from multimae_eo.config import HeadName, TaskName
 from multimae_eo.errors import CheckpointError, ConfigError
-from multimae_eo.options import check
+from multimae_eo.options import RANGES, check
 
 
 @dataclass
@@ -270,27 +270,15 @@ class GeobenchOptions:
 
 
 FINETUNE_RANGES: dict[str, tuple[float, float | None]] = {
-    "seed": (0, 2**32),
-    "data.workers": (0, None),
+    **{n: r for n, r in RANGES.items() if n.split(".")[-1] in {f.name for f in fields(FinetuneOptim)}},
+    **{name: RANGES[name] for name in ("seed", "data.workers", "trainer.threads")},
     "data.drop_modality": (0, 1),
     "data.drop_channel": (0, 1),
-    "optim.batch_size": (1, None),
-    "optim.micro_batches": (1, None),
-    "optim.epochs": (1, None),
-    "optim.steps": (1, None),
-    "optim.lr": (0, None),
-    "optim.warmup_epochs": (0, None),
-    "optim.warmup_lr": (0, None),
-    "optim.weight_decay": (0, None),
     "optim.layer_decay": (0, None),
-    "optim.betas": (0, 1),
-    "optim.clip_norm": (0, None),
     "optim.drop_path": (0, 1),
     "optim.label_smoothing": (0, 1),
     "optim.dice": (0, None),
     "optim.freeze": (0, None),
-    "optim.max_skipped": (0, None),
-    "trainer.threads": (1, None),
 }
 
 

@@ -19,7 +19,7 @@ from multimae_eo.finetune_options import EvaluateOptions, MachineOptions, labell
 from multimae_eo.predictor import Predictor
 from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.kinds import task_for
-from multimae_eo.tasks.samples import LabelledExample, Setup, in_order, open_source
+from multimae_eo.tasks.samples import LabelledExample, Setup, in_order, notes_of, open_source
 from multimae_eo.tasks.task import Task, intervals
 from multimae_eo.tasks.trainer import prepare, writable
 
@@ -139,7 +139,8 @@ def evaluate(options: EvaluateOptions, source: Labelled | None = None) -> list[d
                 f"'{setup.source.about.name}', split '{options.split}': no label is known; nothing to evaluate."
             )
         row = {"inputs": "+".join(keep), "dropped": "+".join(n for n in setup.inputs if n not in keep)}
-        rows.append({**row, "samples": len(evidence), **flat(intervals(task, evidence, seed=options.seed))})
+        facts = {"dataset": setup.source.about.name, "split": options.split, "notes": notes_of(setup.source)}
+        rows.append({**row, **facts, "samples": len(evidence), **flat(intervals(task, evidence, seed=options.seed))})
     if options.out is not None:
         write_table(rows, options.out)
     return rows

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,9 +168,18 @@ def _split_features(
 
 
 def _write(setup: Setup, made: Extractor, split: SplitName, run: MachineOptions, place: Path, workers: int) -> None:
-    """Compute the features of a split; the folder appears under its name only when complete."""
+    """Compute the features of a split; the folder appears under its name only when complete, else nothing is left."""
     partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
+    try:
+        _fill(setup, made, split, run, partial, workers)
+        os.replace(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(setup: Setup, made: Extractor, split: SplitName, run: MachineOptions, partial: Path, workers: int) -> None:
+    """Write the arrays of a split into a folder; raises DataError for tokens of images of several sizes."""
     modules = made.encoder or made.function
     if isinstance(modules, nn.Module):
         modules.to(device_of(run))
@@ -197,4 +207,3 @@ def _write(setup: Setup, made: Extractor, split: SplitName, run: MachineOptions,
     for file in files.values():
         file.flush()
     (partial / "layout.json").write_text(json.dumps(layout))
-    os.replace(partial, place)

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from multimae_eo.config import ModelConfig, TaskConfig
+from multimae_eo.config import HeadName, ModelConfig, TaskConfig
 from multimae_eo.data.labelled import Description, SplitName
 from multimae_eo.errors import ConfigError
 from multimae_eo.heads import LinearDenseHead
@@ -50,10 +50,10 @@ class Probe:
 
 def probe_task(about: Description, labels: LabelSummary, inputs: tuple[str, ...]) -> TaskConfig:
     """The task of a probe as a configuration."""
-    head = "linear_dense" if about.dense else "linear"
+    head: HeadName = "linear_dense" if about.dense else "linear"
     return TaskConfig(
         task=about.task,
-        head=head,  # type: ignore[arg-type]
+        head=head,
         inputs=inputs,
         classes=about.classes,
         unit=about.unit,

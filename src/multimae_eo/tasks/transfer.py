@@ -27,7 +27,8 @@ def transfer(checkpoint: Path, out: Path, *, tiles: int, seed: int) -> list[dict
     """Write labelled tiles, probe them with the checkpoint's encoder and a random one, fine-tune once for segmentation.
 
     Rows as in summary.json: task, protocol, inputs, init, labels (share of the training labels), metric, mean and its
-    95 % bootstrap interval over test tiles. Leaves transfer.png, segmentation.png and the reports in `out`.
+    95 % bootstrap interval over test tiles. Leaves transfer.png, probes/report.html and segmentation/predictions.png
+    in `out`.
     """
     root = generate_downstream(out / "labelled", tiles=tiles, tile_px=TILE_PX, seed=seed, sets=(CLASSIFY, SEGMENT))
     results = run_geobench(
