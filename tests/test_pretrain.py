@@ -118,12 +118,21 @@ def test_an_interrupt_says_how_to_go_on(world, tmp_path):
     command = [*COMMAND, "--data.root", str(world), "--data.workers", "1", "--trainer.devices", "1"]
     command += shlex.split("--optim.steps 2000 --trainer.val_every 1000 --trainer.save_every 1000")
     out = tmp_path / "run"
-    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    # A job that a shell started in the background inherits an ignored interrupt, and Python then never sees one.
+    process = subprocess.Popen(
+        [*command, "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (out / "metrics.csv").exists() or len((out / "metrics.csv").read_text().splitlines()) < 5:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=60)
+    try:
+        _, message = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert f"interrupted; go on with --resume true --out {out}" in message
     assert "Traceback" not in message
