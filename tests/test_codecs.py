@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from multimae_eo.codecs import OneHot, Standardize, codec_for
 from multimae_eo.errors import SizeError
 from multimae_eo.modalities import MODALITIES, Categorical, Continuous
-from multimae_eo.raster import Raster, crop, flip, majority, token_valid
+from multimae_eo.raster import Majority, Raster, cut, flip, token_valid
 
 CONTINUOUS = [m for m in MODALITIES.values() if isinstance(m, Continuous)]
 KINDS = ("band", "patch", "sample")
@@ -105,7 +105,7 @@ def test_majority_against_counting(seed, share):
     codes = (10, 20, 30)
     values = torch.tensor([10, 20, 30, 77])[torch.randint(4, (1, 8, 8), generator=g)]
     valid = torch.rand(1, 8, 8, generator=g) < share
-    reduced = majority(Raster(values, valid, torch.tensor(0)), codes, 4)
+    reduced = Majority(codes, 4)(Raster(values, valid, torch.tensor(0)))
     for i in range(2):
         for j in range(2):
             window = (0, slice(4 * i, 4 * i + 4), slice(4 * j, 4 * j + 4))
@@ -124,14 +124,19 @@ def test_token_valid_needs_half_of_the_values():
     assert not token_valid(valid, 8).any()
 
 
-def test_crops_move_all_modalities_together_and_are_checked():
+def test_cuts_move_all_modalities_together_sample_by_sample_and_are_checked():
     config = demo_config(inputs=("rgb", "nir"), targets=("rgb",))
-    batch = random_batch(config, pixels=64)
-    cut = crop(batch, top=3, left=5, size=56)
+    batch = random_batch(config, size=4, pixels=64)
+    windows = [(3, 5, 0, 0), (8, 0, 1, 0), (0, 8, 0, 1), (4, 4, 1, 1)]
+    found = cut(batch, torch.tensor(windows), 56)
     for name, raster in batch.items():
-        assert torch.equal(cut[name].values, raster.values[..., 3:59, 5:61])
-        assert torch.equal(cut[name].valid, raster.valid[..., 3:59, 5:61])
-    with pytest.raises(SizeError, match="leaves the raster"):
-        crop(batch, top=9, left=0, size=56)
+        for row, (top, left, mirror, turn) in enumerate(windows):
+            axes = [axis for axis, wanted in ((-1, mirror), (-2, turn)) if wanted]
+            for mine, whole in zip(found[name][:2], raster[:2], strict=True):
+                expected = whole[row, :, top : top + 56, left : left + 56].flip(axes)
+                assert torch.equal(mine[row], expected), (name, row)
+        assert found[name].product is raster.product
+    with pytest.raises(SizeError, match="larger than the rasters of 64 x 64 px"):
+        cut(batch, torch.tensor(windows), 72)
     with pytest.raises(SizeError, match="one grid"):
-        crop(random_batch(demo_config()), top=0, left=0, size=8)
+        cut(random_batch(demo_config(), size=4), torch.tensor(windows), 8)

@@ -17,13 +17,15 @@ from worlds import read_array, rewrite, write_world  # noqa: E402
 
 from multimae_eo.config import sized  # noqa: E402
 from multimae_eo.data.mmearth import MMEarth  # noqa: E402
-from multimae_eo.errors import ConfigError, SizeError  # noqa: E402
+from multimae_eo.errors import BatchError, ConfigError, SizeError  # noqa: E402
 from multimae_eo.modalities import MODALITIES  # noqa: E402
 from multimae_eo.options import DataOptions, MaskOptions, PretrainOptions  # noqa: E402
-from multimae_eo.raster import Raster, majority  # noqa: E402
-from multimae_eo.tasks.examples import TRAIN, VALIDATE, Examples, Steps  # noqa: E402
+from multimae_eo.raster import Majority, Raster  # noqa: E402
+from multimae_eo.raster import rows as some  # noqa: E402
+from multimae_eo.tasks.examples import TRAIN, VALIDATE, Examples, ExampleSource, Prepare, Steps, as_read  # noqa: E402
 
 CONFIG = sized("demo")
+NO_PRODUCT = torch.zeros(2, dtype=torch.int64)
 
 
 def ramp(tile_px: int) -> np.ndarray:
@@ -45,14 +47,20 @@ def folder(request, tmp_path_factory):
     return folder
 
 
-def examples(folder, purpose=TRAIN, *, seed=0, flips="both", config=CONFIG, **mask) -> Examples:
+def examples(folder, purpose=TRAIN, *, seed=0, flips="both", config=CONFIG, **mask) -> ExampleSource:
     options = PretrainOptions(seed=seed, data=DataOptions(flips=flips), mask=MaskOptions(**mask))
-    return Examples(MMEarth(folder, list(config.modalities.values())), config, options, purpose)
+    return ExampleSource(MMEarth(folder, list(config.modalities.values())), config, options, purpose)
+
+
+def one(source: ExampleSource, *key: int):
+    """The rasters of one example, cut and on their own grids."""
+    examples = source.__getitems__([key])
+    return some(source.prepare(examples.batch, examples.window), 0)
 
 
 def cut_of(example, tile_px: int) -> tuple[int, int, bool, bool]:
     """Top, left and the flips of an example, read off the ramp in its elevation."""
-    numbers = example.batch["elevation"].values[0].numpy().astype(int)
+    numbers = example["elevation"].values[0].numpy().astype(int)
     ys, xs = numbers // tile_px, numbers % tile_px
     mirrored, turned = bool(xs[0, 0] > xs[0, -1]), bool(ys[0, 0] > ys[-1, 0])
     top, left = int(ys.min()), int(xs.min())
@@ -74,9 +82,27 @@ def commonest(codes: np.ndarray) -> tuple[int, bool]:
 def test_invalid_pixels_have_no_vote():
     values = torch.tensor([[[10, 10, 10, 90], [10, 10, 90, 30], [20, 30, 50, 60], [80, 80, 80, 80]]])
     valid = torch.tensor([[[0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]], dtype=torch.bool)
-    coarse = majority(Raster(values, valid, torch.tensor(0)), MODALITIES["land_cover"].codes, 2)
+    coarse = Majority(MODALITIES["land_cover"].codes, 2)(Raster(values, valid, torch.tensor(0)))
     assert coarse.valid.tolist() == [[[False, True], [True, False]]]
     assert coarse.values[coarse.valid].tolist() == [90, 20]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 4, 8]), st.sampled_from([torch.uint8, torch.int16, torch.int64]))
+@settings(max_examples=30, deadline=None)
+def test_the_commonest_class_of_many(seed, stride, dtype):
+    """40 classes need several counters; codes up to 255, unknown ones too, and ties."""
+    g = np.random.default_rng(seed)
+    codes = g.choice(256, 40, replace=False).tolist()
+    values = g.choice(codes[:4] + codes[-4:] + [int(g.integers(256))], (2, 1, 16, 16))
+    valid = g.random((2, 1, 16, 16)) < 0.5
+    found = Majority(codes, stride)(Raster(torch.from_numpy(values).to(dtype), torch.from_numpy(valid), NO_PRODUCT))
+    assert found.values.dtype == dtype
+    for place in np.ndindex(2, 1, 16 // stride, 16 // stride):
+        window = (*place[:2], *(slice(stride * i, stride * i + stride) for i in place[2:]))
+        counts = [np.sum((values[window] == code) & valid[window]) for code in codes]
+        assert bool(found.valid[place]) == (max(counts) > 0)
+        if max(counts):
+            assert int(found.values[place]) == codes[int(np.argmax(counts))]
 
 
 @pytest.mark.parametrize("purpose", [TRAIN, VALIDATE])
@@ -86,16 +112,16 @@ def test_all_modalities_are_cropped_and_flipped_together_and_labels_reduced_by_m
     files = {name: read_array(folder, name) for name in ("sentinel2", "esa_worldcover")}
     invalid = 0
     for row in range(4):
-        example = source[5, row]
+        example = one(source, 5, row)
         top, left, mirrored, turned = cut_of(example, px)
-        assert torch.equal(example.batch["rgb"].values[0] - 1, example.batch["elevation"].values[0])
+        assert torch.equal(example["rgb"].values[0] - 1, example["elevation"].values[0])
         window = (slice(None), slice(top, top + 56), slice(left, left + 56))
         steps = (slice(None), slice(None, None, -1 if turned else 1), slice(None, None, -1 if mirrored else 1))
         nir = files["sentinel2"][row][[7, 8]][window][steps]
-        np.testing.assert_array_equal(example.batch["nir"].values, nir)
-        np.testing.assert_array_equal(example.batch["nir"].valid, nir != 0)
+        np.testing.assert_array_equal(example["nir"].values, nir)
+        np.testing.assert_array_equal(example["nir"].valid, nir != 0)
         labels = files["esa_worldcover"][row][window][steps][0]
-        land_cover = example.batch["land_cover"]
+        land_cover = example["land_cover"]
         assert land_cover.values.shape == land_cover.valid.shape == (1, 14, 14)
         for y in range(14):
             for x in range(14):
@@ -109,10 +135,10 @@ def test_all_modalities_are_cropped_and_flipped_together_and_labels_reduced_by_m
 def test_validation_takes_the_centre_and_training_every_place(folder):
     source = examples(folder, VALIDATE)
     spare = source.tiles.tile_px - 56
-    cuts = {cut_of(source[epoch, row], source.tiles.tile_px) for epoch in (0, 3) for row in range(4)}
+    cuts = {cut_of(one(source, epoch, row), source.tiles.tile_px) for epoch in (0, 3) for row in range(4)}
     assert cuts == {(spare // 2, spare // 2, False, False)}
     source = examples(folder)
-    drawn = [cut_of(source[epoch, 0], source.tiles.tile_px) for epoch in range(80)]
+    drawn = [cut_of(one(source, epoch, 0), source.tiles.tile_px) for epoch in range(80)]
     tops, lefts, mirrored, turned = (np.array(column) for column in zip(*drawn, strict=True))
     for offsets in (tops, lefts):
         assert offsets.min() <= spare // 8
@@ -127,51 +153,81 @@ def test_validation_takes_the_centre_and_training_every_place(folder):
 @pytest.mark.parametrize(("flips", "seen"), [("none", (False, False)), ("horizontal", (True, False))])
 def test_flips_are_an_option(folder, flips, seen):
     source = examples(folder, flips=flips)
-    cuts = [cut_of(source[epoch, 0], source.tiles.tile_px) for epoch in range(16)]
+    cuts = [cut_of(one(source, epoch, 0), source.tiles.tile_px) for epoch in range(16)]
     assert (any(c[2] for c in cuts), any(c[3] for c in cuts)) == seen
 
 
 def test_a_whole_tile_is_a_crop_and_a_larger_one_is_an_error(folder):
     px = MMEarth(folder, [MODALITIES["rgb"]]).tile_px
     whole = examples(folder, flips="none", config=replace(CONFIG, image_size=px))
-    assert cut_of(whole[0, 1], px) == (0, 0, False, False)
+    assert cut_of(one(whole, 0, 1), px) == (0, 0, False, False)
     with pytest.raises(SizeError, match=f"tiles of {px} px .*model.image_size {px + 8}"):
         examples(folder, config=replace(CONFIG, image_size=px + 8))
 
 
-def bits(example) -> list[bytes]:
-    rasters = [part for name in sorted(example.batch) for part in example.batch[name]]
-    return [t.numpy().tobytes() for t in (*rasters, *example.noise)] + [b"%d" % example.row]
+def bits(examples: Examples) -> list[bytes]:
+    rasters = [part for name in sorted(examples.batch) for part in examples.batch[name]]
+    return [t.numpy().tobytes() for t in (*rasters, examples.window, *examples.noise, examples.rows)]
 
 
 @pytest.mark.parametrize(("workers", "start"), [(2, "fork"), (1, "spawn")])
-def test_the_same_key_gives_the_same_bits_in_any_process(folder, workers, start):
+def test_the_same_key_gives_the_same_bits_in_any_process_and_batch(folder, workers, start):
     source = examples(folder, random_subset=True)
     if start == "spawn" and source.tiles.tile_px > 64:
         pytest.skip("starting a process takes seconds; done with tiles of 64 px")
     keys = [(epoch, row) for epoch in (0, 2) for row in range(4)]
-    here = [bits(source[key]) for key in keys]
-    assert [bits(source[key]) for key in reversed(keys)] == here[::-1]
-    loader = DataLoader(source, sampler=keys, batch_size=None, num_workers=workers, multiprocessing_context=start)
-    assert [bits(example) for example in loader] == here
+    here = [bits(source.__getitems__([key])) for key in keys]
+    assert [bits(source.__getitems__([key])) for key in reversed(keys)] == here[::-1]
+    batches = [[key] for key in keys] + [keys]
+    loader = DataLoader(
+        source, batch_sampler=batches, collate_fn=as_read, num_workers=workers, multiprocessing_context=start
+    )
+    *alone, together = [bits(example) for example in loader]
+    assert alone == here
+    assert [b"".join(parts) for parts in zip(*here, strict=True)] == together
 
 
 def test_another_epoch_row_seed_or_purpose_gives_other_noise(folder):
     source, other = examples(folder), examples(folder, seed=1)
-    drawn = [source[0, 1], source[1, 1], source[0, 2], other[0, 1], examples(folder, VALIDATE)[0, 1]]
-    assert len({e.noise.order.numpy().tobytes() for e in drawn}) == 5
-    assert len({e.noise.log_share.numpy().tobytes() for e in drawn}) == 5
+    drawn = [(source, 0, 1), (source, 1, 1), (source, 0, 2), (other, 0, 1), (examples(folder, VALIDATE), 0, 1)]
+    noise = [source.__getitems__([tuple(key)]).noise for source, *key in drawn]
+    assert len({n.order.numpy().tobytes() for n in noise}) == 5
+    assert len({n.log_share.numpy().tobytes() for n in noise}) == 5
 
 
-def test_a_batch_has_the_shapes_of_the_model(folder):
-    loader = DataLoader(examples(folder), batch_sampler=[[(0, 1), (0, 2)]])
-    (example,) = loader
-    assert list(example.batch) == list(CONFIG.modalities)
-    assert example.batch["rgb"].values.shape == (2, 3, 56, 56)
-    assert example.batch["rgb"].product.tolist() == [1, 0]  # tiles take turns: L1C, L2A
-    assert example.batch["land_cover"].values.shape == (2, 1, 14, 14)
-    assert example.noise.order.shape == (2, 6, 49)
-    assert example.row.tolist() == [1, 2]
+def test_a_loader_hands_over_integers_and_a_batch_has_the_shapes_of_the_model(folder):
+    loader = DataLoader(examples(folder), batch_sampler=[[(0, 1), (0, 2)]], collate_fn=as_read)
+    (read,) = loader
+    px = read.batch["rgb"].values.shape[-1]
+    kinds = {name: (tuple(r.values.shape), r.values.dtype) for name, r in read.batch.items()}
+    assert kinds["rgb"] == ((2, 3, px, px), torch.uint16)
+    assert kinds["elevation"] == ((2, 1, px, px), torch.int16)
+    assert kinds["land_cover"] == ((2, 1, px, px), torch.uint8)
+    assert read.noise.order.shape == (2, 6, 49)
+    assert read.rows.tolist() == [1, 2]
+    batch = Prepare(CONFIG)(read.batch, read.window)
+    assert list(batch) == list(CONFIG.modalities)
+    assert batch["rgb"].values.shape == (2, 3, 56, 56)
+    assert batch["rgb"].product.tolist() == [1, 0]  # tiles take turns: L1C, L2A
+    assert batch["land_cover"].values.shape == (2, 1, 14, 14)
+
+
+@pytest.mark.parametrize(("known", "tokens"), [(16, 84), (8, 42), (7, 7), (4, 0)])
+def test_a_tile_is_refused_exactly_where_it_has_too_few_valid_tokens(tmp_path, known, tokens):
+    """All but `known` rows of pixels are measured in no modality; labels there are of a class that does not exist."""
+    folder = write_world(tmp_path, tiles=2)
+    for array, missing in (("sentinel2", 0), ("aster", -32768), ("esa_worldcover", 33)):
+        values = read_array(folder, array)
+        values[1, :, known:] = missing
+        values[1, :, :4, :4] = values[1, :, :4, 4:8]  # the corner that is never measured
+        rewrite(folder, array, values)
+    source = examples(folder, VALIDATE, num_visible=42)  # the centre is cut from the fifth row on
+    # Half of a patch is enough, and of the coarse labels one pixel of a block.
+    if tokens >= 42:
+        source.__getitems__([(0, 0), (0, 1)])
+    else:
+        with pytest.raises(BatchError, match=rf"\(row 1\): {tokens} valid tokens, but 42 are to be visible"):
+            source.__getitems__([(0, 0), (0, 1)])
 
 
 steps_of = st.tuples(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4), st.integers(0, 25), st.integers(0, 9))

@@ -89,7 +89,8 @@ class DataOptions:
     """The tiles.
 
     Args:
-        root: folder of a data set in the MMEarth layout (NAME.h5 and its side files).
+        root: folder of a data set in the MMEarth layout (NAME.h5 and its side files), or of a packed copy; the latter
+            also behind a URL ("s3://bucket/folder"; needs universal-pathlib and what the protocol needs).
         workers: processes that read tiles; 0 reads in the main process.
         flips: mirror training tiles at random.
         val_fraction: share of the tiles held out, in whole blocks, where the data set has no validation split.
@@ -97,7 +98,7 @@ class DataOptions:
         val_tiles: validate on at most so many tiles.
     """
 
-    root: Path | None = None
+    root: str | Path | None = None
     workers: int = 4
     flips: Literal["none", "horizontal", "both"] = "horizontal"
     val_fraction: float = 0.01

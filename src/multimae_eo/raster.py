@@ -1,4 +1,4 @@
-"""Rasters, values with validity and product, and the crops and flips that move all modalities of a batch together."""
+"""Rasters, values with validity and product, and the cuts and flips that move all modalities of a batch together."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from multimae_eo.errors import SizeError
+from multimae_eo.modalities import Categorical, Modality
 
 
 class Raster(NamedTuple):
@@ -26,18 +27,29 @@ class Raster(NamedTuple):
 Batch = dict[str, Raster]
 
 
-def crop(batch: Batch, *, top: int, left: int, size: int) -> Batch:
-    """Cut the same size x size pixels out of every raster; all must lie on one grid."""
+def cut(batch: Batch, window: Int[Tensor, "b 4"], size: int) -> Batch:
+    """Cut size x size pixels out of every sample, one place per sample; all rasters must lie on one grid.
+
+    window: top, left, and 1 where the sample is then mirrored left-right, and top-bottom. It is not looked at here, as
+    that would wait for the device: whoever draws it keeps it inside. One gather per tensor, on any device.
+    """
     shapes = {name: tuple(r.values.shape[-2:]) for name, r in batch.items()}
     if len(set(shapes.values())) > 1:
         raise SizeError(f"a crop needs rasters on one grid, got {shapes}.")
-    for name, (height, width) in shapes.items():
-        if top < 0 or left < 0 or top + size > height or left + size > width:
-            raise SizeError(
-                f"'{name}': a {size} px crop at ({top}, {left}) leaves the raster of {height} x {width} px."
-            )
-    window = (..., slice(top, top + size), slice(left, left + size))
-    return {name: Raster(r.values[window], r.valid[window], r.product) for name, r in batch.items()}
+    height, width = next(iter(shapes.values()))
+    if size > min(height, width):
+        raise SizeError(f"a {size} px crop is larger than the rasters of {height} x {width} px.")
+    top, left, mirror, turn = window[:, :, None].unbind(1)
+    step = torch.arange(size, device=window.device)
+    ys = top + torch.where(turn == 1, size - 1 - step, step)
+    xs = left + torch.where(mirror == 1, size - 1 - step, step)
+    places = (ys[:, :, None] * width + xs[:, None, :]).flatten(1)[:, None]
+
+    def cut_one(x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        return flat.gather(2, places.expand(-1, x.shape[1], -1)).unflatten(2, (size, size))
+
+    return {name: Raster(cut_one(r.values), cut_one(r.valid), r.product) for name, r in batch.items()}
 
 
 def flip(batch: Batch, *, horizontal: bool, vertical: bool) -> Batch:
@@ -48,8 +60,8 @@ def flip(batch: Batch, *, horizontal: bool, vertical: bool) -> Batch:
     return {name: Raster(r.values.flip(axes), r.valid.flip(axes), r.product) for name, r in batch.items()}
 
 
-def rows(batch: Batch, part: slice) -> Batch:
-    """Some samples of a batch."""
+def rows(batch: Batch, part: slice | int) -> Batch:
+    """Some samples of a batch, or one of them without the batch's dimension."""
     return {name: Raster(*(tensor[part] for tensor in raster)) for name, raster in batch.items()}
 
 
@@ -68,21 +80,55 @@ def pad(batch: Batch, *, strides: Mapping[str, int], multiple: int) -> Batch:
     return padded
 
 
-def majority(raster: Raster, codes: Sequence[int], stride: int) -> Raster:
-    """Reduce classes to a grid `stride` times coarser: the commonest class among the valid pixels of each block.
+class Majority(nn.Module):
+    """Reduces classes to a grid `stride` times coarser: the commonest class among the valid pixels of each block.
 
     Ties go to the class that comes first in `codes`; a block without a valid pixel of a known class is invalid.
     """
-    values, valid = raster.values, raster.valid
-    height, width = values.shape[-2:]
-    if height % stride or width % stride:
-        raise SizeError(f"a raster of {height} x {width} px cannot be reduced {stride} times.")
-    known = torch.tensor(codes, dtype=values.dtype, device=values.device)
-    counted = (values == known[:, None, None]) & valid
-    blocks = counted.unflatten(-1, (width // stride, stride)).unflatten(-3, (height // stride, stride))
-    counts = blocks.sum(dim=(-1, -3), dtype=torch.int16)
-    most, which = counts.max(dim=-3, keepdim=True)
-    return Raster(known[which], most > 0, raster.product)
+
+    codes: Tensor
+    ones: Tensor
+    shifts: Tensor
+
+    def __init__(self, codes: Sequence[int], stride: int):
+        super().__init__()
+        self.stride, self.unknown = stride, max(codes) + 1
+        # Several classes are counted at once, each in some bits of a number: a block adds at most stride^2 to each.
+        self.bits = (stride * stride).bit_length()
+        shifts = self.bits * torch.arange(63 // self.bits)
+        tables = []
+        for group in torch.tensor(codes).split(len(shifts)):
+            tables.append(torch.zeros(self.unknown + 1, dtype=torch.int64))
+            tables[-1][group] = 1 << shifts[: len(group)]
+        for name, table in (("codes", torch.tensor(codes)), ("ones", torch.stack(tables)), ("shifts", shifts)):
+            self.register_buffer(name, table, persistent=False)  # on the device, so that no step waits for a copy
+
+    def forward(self, raster: Raster) -> Raster:
+        """Raster of codes [*b, 1, h, w] -> [*b, 1, h / stride, w / stride]; raises SizeError."""
+        height, width = raster.values.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise SizeError(f"a raster of {height} x {width} px cannot be reduced {self.stride} times.")
+        index = raster.values.long()
+        index = torch.where(raster.valid & (index >= 0) & (index < self.unknown), index, self.unknown)
+        blocks = index.unflatten(-1, (width // self.stride, self.stride))
+        blocks = blocks.unflatten(-3, (height // self.stride, self.stride))
+        sums = torch.stack([ones[blocks].sum(dim=(-1, -3)) for ones in self.ones], dim=-1)
+        counts = (sums[..., None] >> self.shifts & (1 << self.bits) - 1).flatten(-2)[..., : len(self.codes)]
+        most, which = counts.max(dim=-1)
+        return Raster(self.codes[which].to(raster.values.dtype), most > 0, raster.product)
+
+
+class OwnGrids(nn.Module):
+    """Reduces the classes of a batch that live on a coarser grid than 10 m to it."""
+
+    def __init__(self, modalities: Mapping[str, Modality]):
+        super().__init__()
+        coarse = {name: m for name, m in modalities.items() if isinstance(m, Categorical) and m.stride > 1}
+        self.reduce = nn.ModuleDict({name: Majority(m.codes, m.stride) for name, m in coarse.items()})
+
+    def forward(self, batch: Batch) -> Batch:
+        """Rasters at 10 m -> rasters on their own grids, in the same order."""
+        return batch | {name: reduce(batch[name]) for name, reduce in self.reduce.items() if name in batch}
 
 
 def token_valid(valid: Bool[Tensor, "*b v h w"], patch: int) -> Bool[Tensor, "*b n"]:

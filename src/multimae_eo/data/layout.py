@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from multimae_eo.data.tiles import SPLITS
 from multimae_eo.errors import DataError
 
 SENTINEL2_CHANNELS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B08", "B09", "B10", "B11", "B12")
 
-SPLITS = ("train", "val", "test")
 TILE_ID_BYTES = 100
 
 
@@ -79,6 +79,13 @@ def valid_pixels(array: str, raw: np.ndarray) -> np.ndarray:
         case "canopy_height_eth":  # 255 was declared, int8 saturates to 127; the second channel is the deviation
             return np.broadcast_to(((raw != 127) & (raw >= 0)).all(axis=0, keepdims=True), raw.shape)
     raise DataError(f"array '{array}' is not one of the MMEarth layout: {', '.join(ARRAYS)}.")
+
+
+def settled(array: str, raw: np.ndarray) -> np.ndarray:
+    """The values as on disk, with the array's one missing value wherever nothing was measured, and nowhere else."""
+    if array in ("sentinel2", "aster"):  # these have no other mark
+        return raw
+    return np.where(valid_pixels(array, raw), raw, raw.dtype.type(ARRAYS[array].missing))
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,10 @@ def compare(result: Result, metrics: Path) -> dict[str, dict[str, float]]:
     task, data = result.task, result.data
     data.tiles.close()
     with torch.no_grad():
-        priors = class_priors(task.model, (example.batch for example in islice(data.training_batches(), PRIOR_BATCHES)))
+        priors = class_priors(task.model, (task.prepare(e)[0] for e in islice(data.training_batches(), PRIOR_BATCHES)))
         sums: dict[tuple[str, str], list[torch.Tensor]] = {}
-        for example in data.validation_batches():
-            losses = trivial_losses(task.model, example.batch, task.mask(example), priors)
+        for examples in data.validation_batches():
+            losses = trivial_losses(task.model, *task.prepare(examples), priors)
             for view, by_name in losses.items():
                 for name, pair in by_name.items():
                     sums.setdefault((view, name), []).append(torch.stack(pair))

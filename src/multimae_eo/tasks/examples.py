@@ -1,20 +1,22 @@
 """What pre-training is fed: crops, flips and mask noise, each a pure function of (seed, epoch, row)."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import lightning.pytorch as lightning
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from multimae_eo.config import ModelConfig
-from multimae_eo.data.mmearth import MMEarth
+from multimae_eo.data.tiles import Tiles
 from multimae_eo.errors import ConfigError, DataError, SizeError
 from multimae_eo.masking import MaskNoise, draw_noise, enough_tokens
-from multimae_eo.modalities import Categorical, Modality
+from multimae_eo.modalities import Categorical
 from multimae_eo.options import PretrainOptions
-from multimae_eo.raster import Batch, Raster, crop, flip, majority, token_valid
+from multimae_eo.raster import Batch, OwnGrids, Raster, cut, rows, token_valid
 
 # What a random stream is for; a part of its key.
 ORDER, TRAIN, VALIDATE = 1, 2, 3
@@ -25,26 +27,44 @@ def philox(seed: int, purpose: int, epoch: int = 0, row: int = 0) -> np.random.G
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, epoch, row]))
 
 
-class Example(NamedTuple):
-    """One example, or a batch of them: rasters on their own grids, mask noise, and the row of the file."""
+class Examples(NamedTuple):
+    """A batch as the loader hands it over: whole tiles as they are stored, and what is still to be done with them.
+
+    batch: rasters [b, c, tile_px, tile_px] of integers, with validity; window: [b, 4], see `raster.cut`; noise: of the
+    masks; rows: [b], of the file.
+    """
 
     batch: Batch
+    window: Int[Tensor, "b 4"]
     noise: MaskNoise
-    row: int
+    rows: Int[Tensor, " b"]
+
+    def to(self, device: torch.device) -> "Examples":
+        """The same on another device."""
+        batch = {name: Raster(*(part.to(device) for part in raster)) for name, raster in self.batch.items()}
+        noise = MaskNoise(*(part.to(device) for part in self.noise))
+        return Examples(batch, self.window.to(device), noise, self.rows.to(device))
 
 
-class Tiles(Protocol):
-    """A source of whole tiles on the 10 m grid."""
+class Prepare(nn.Module):
+    """Crops, flips and reduces labels to their own grids, for a whole batch, on the device that its tensors are on.
 
-    tile_px: int
+    The result is in physical units; the model's codecs standardise it, on the same device.
+    """
 
-    def __getitem__(self, row: int) -> Batch: ...
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.size, self.own_grids = config.image_size, OwnGrids(config.modalities)
+        self.classes = tuple(name for name, m in config.modalities.items() if isinstance(m, Categorical))
 
-    def tile_id(self, row: int) -> str: ...
+    def forward(self, batch: Batch, window: Int[Tensor, "b 4"]) -> Batch:
+        """Whole tiles and where to cut them (see `Examples`) -> rasters on their own grids, measurements as float32."""
+        measured = {n: r if n in self.classes else r._replace(values=r.values.float()) for n, r in batch.items()}
+        return self.own_grids(cut(measured, window, self.size))
 
 
-class Examples(Dataset[Example]):
-    """Tiles cropped, flipped and reduced to their own grids, with mask noise; indexed by (epoch, row).
+class ExampleSource(Dataset[Examples]):
+    """Examples by lists of (epoch, row): tiles, where to cut and flip them, and mask noise.
 
     purpose: TRAIN crops and flips at random, VALIDATE takes the centre. Raises BatchError where a tile has fewer valid
     tokens than the budget, unless short samples are masked.
@@ -54,37 +74,60 @@ class Examples(Dataset[Example]):
         if tiles.tile_px < config.image_size:
             raise SizeError(f"tiles of {tiles.tile_px} px cannot be cropped to model.image_size {config.image_size}.")
         self.tiles, self.config, self.purpose = tiles, config, purpose
+        self.prepare = Prepare(config)
         self.seed, self.flips, self.mask = options.seed, options.data.flips, options.mask
         self.alphas = options.mask.per_modality(config.input_modalities)
         self.shape = (len(config.inputs), (config.image_size // config.patch_size) ** 2)
 
-    def __getitem__(self, index: tuple[int, int]) -> Example:
-        epoch, row = index
-        random = philox(self.seed, self.purpose, epoch, row)
-        batch = own_grids(self._cut(self.tiles[row], random), self.config.modalities.values())
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Examples:
+        """The examples of some keys, as one batch; a loader takes them as they are (`collate_fn=as_read`)."""
+        chosen = [row for _, row in keys]
+        windows, noise = zip(*(self._draw(epoch, row) for epoch, row in keys), strict=True)
+        examples = Examples(
+            self.tiles.read(chosen),
+            torch.tensor(windows),
+            MaskNoise(*(torch.stack(part) for part in zip(*noise, strict=True))),
+            torch.tensor(chosen),
+        )
         if self.mask.short_samples == "error":
-            number = sum(self._num_valid(name, batch[name]) for name in self.config.input_modalities)
+            self._check(examples)
+        return examples
+
+    def _draw(self, epoch: int, row: int) -> tuple[list[int], MaskNoise]:
+        random = philox(self.seed, self.purpose, epoch, row)
+        spare = self.tiles.tile_px - self.config.image_size
+        window = [spare // 2, spare // 2, 0, 0]
+        if self.purpose == TRAIN:
+            top, left, mirror, turn = random.integers(0, (spare + 1, spare + 1, 2, 2)).tolist()
+            window = [top, left, mirror * (self.flips != "none"), turn * (self.flips == "both")]
+        return window, draw_noise(random, self.shape, alpha=self.alphas, random_subset=self.mask.random_subset)
+
+    def _check(self, examples: Examples) -> None:
+        """Count valid tokens, exactly only where a tile has so many invalid pixels that it could have too few."""
+        lost = sum(self._most_invalid(name, examples.batch[name]) for name in self.config.input_modalities)
+        for index in np.flatnonzero(self.shape[0] * self.shape[1] - lost < self.mask.num_visible).tolist():
+            one = slice(index, index + 1)
+            batch = self.prepare(rows(examples.batch, one), examples.window[one])
+            number = sum(
+                int(token_valid(batch[name].valid, self.config.patch_edge(name)).sum())
+                for name in self.config.input_modalities
+            )
+            row = int(examples.rows[index])
             if number < self.mask.num_visible:  # the name costs a read, so it is looked up only now
                 enough_tokens(number, self.mask.num_visible, f"tile '{self.tiles.tile_id(row)}' (row {row})")
-        noise = draw_noise(random, self.shape, alpha=self.alphas, random_subset=self.mask.random_subset)
-        return Example(batch, noise, row)
 
-    def _cut(self, batch: Batch, random: np.random.Generator) -> Batch:
-        size, spare = self.config.image_size, self.tiles.tile_px - self.config.image_size
-        if self.purpose == VALIDATE:
-            return crop(batch, top=spare // 2, left=spare // 2, size=size)
-        top, left, mirror, turn = random.integers(0, (spare + 1, spare + 1, 2, 2)).tolist()
-        cut = crop(batch, top=top, left=left, size=size)
-        return flip(cut, horizontal=self.flips != "none" and mirror == 1, vertical=self.flips == "both" and turn == 1)
-
-    def _num_valid(self, name: str, raster: Raster) -> int:
-        return int(token_valid(raster.valid, self.config.patch_edge(name)).sum())
+    def _most_invalid(self, name: str, raster: Raster) -> np.ndarray:
+        """How many tokens of each tile its invalid pixels could make invalid, each taking over half of one -> [b]."""
+        modality, valid = self.config.modalities[name], raster.valid.numpy()
+        if isinstance(modality, Categorical):
+            valid = valid & np.isin(raster.values.numpy(), modality.codes)
+        invalid = valid[0].size - np.count_nonzero(valid, axis=(1, 2, 3))
+        return np.minimum(2 * invalid // (len(modality.bands) * self.config.patch_size**2), self.shape[1])
 
 
-def own_grids(batch: Batch, modalities: Iterable[Modality]) -> Batch:
-    """Reduce the classes that live on a coarser grid, by majority over valid pixels."""
-    coarse = [m for m in modalities if isinstance(m, Categorical) and m.stride > 1]
-    return {**batch, **{m.name: majority(batch[m.name], m.codes, m.stride) for m in coarse if m.name in batch}}
+def as_read(examples: Examples) -> Examples:
+    """What a loader does with a batch that was read as one."""
+    return examples
 
 
 def spread(rows: Sequence[int] | np.ndarray, number: int) -> list[int]:
@@ -126,7 +169,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
 class PretrainData(lightning.LightningDataModule):
     """Loaders over the tiles of a data set; validation rows and masks are the same at every step."""
 
-    def __init__(self, tiles: MMEarth, config: ModelConfig, options: PretrainOptions):
+    def __init__(self, tiles: Tiles, config: ModelConfig, options: PretrainOptions):
         super().__init__()
         self.tiles, self.config, self.options = tiles, config, options
         data = options.data
@@ -146,7 +189,7 @@ class PretrainData(lightning.LightningDataModule):
         """Steps of one pass over the training tiles."""
         return max(1, len(self.rows["train"]) // self.options.optim.batch_size)
 
-    def train_dataloader(self) -> DataLoader[Example]:
+    def train_dataloader(self) -> DataLoader[Examples]:
         optim, trainer = self.options.optim, self.trainer
         assert trainer is not None
         steps = Steps(
@@ -160,34 +203,35 @@ class PretrainData(lightning.LightningDataModule):
         )
         return self._loader(TRAIN, steps)
 
-    def val_dataloader(self) -> DataLoader[Example]:
+    def val_dataloader(self) -> DataLoader[Examples]:
         trainer = self.trainer
         assert trainer is not None
         return self.validation_batches(trainer.global_rank, trainer.world_size)
 
-    def validation_batches(self, rank: int = 0, ranks: int = 1) -> DataLoader[Example]:
+    def validation_batches(self, rank: int = 0, ranks: int = 1) -> DataLoader[Examples]:
         """The validation examples of one device, in batches; the same at every call."""
         rows = self.rows["val"][rank::ranks].tolist()
         size = max(1, self.options.optim.batch_size // self.options.optim.micro_batches // ranks)
         batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
         return self._loader(VALIDATE, batches)
 
-    def training_batches(self) -> DataLoader[Example]:
+    def training_batches(self) -> DataLoader[Examples]:
         """The training examples of the first epoch, in batches."""
         size = self.options.optim.batch_size
         return self._loader(
             TRAIN, Steps(self.rows["train"], batch_size=size, steps=self.per_epoch, seed=self.options.seed)
         )
 
-    def examples(self, purpose: int) -> Examples:
-        """The examples themselves, in this process."""
-        return Examples(self.tiles, self.config, self.options, purpose)
+    def examples(self, purpose: int) -> ExampleSource:
+        """The source of the examples, in this process."""
+        return ExampleSource(self.tiles, self.config, self.options, purpose)
 
-    def _loader(self, purpose: int, batches: object) -> DataLoader[Example]:
+    def _loader(self, purpose: int, batches: object) -> DataLoader[Examples]:
         workers = self.options.data.workers
         return DataLoader(
             self.examples(purpose),
             batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=as_read,  # type: ignore[arg-type]
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

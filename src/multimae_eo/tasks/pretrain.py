@@ -13,7 +13,7 @@ from multimae_eo.model import MultiMAE
 from multimae_eo.optim import parameter_groups
 from multimae_eo.options import PretrainOptions
 from multimae_eo.raster import Batch, rows
-from multimae_eo.tasks.examples import Example
+from multimae_eo.tasks.examples import Examples, Prepare
 from multimae_eo.tasks.stepping import SteppedTask, parts
 
 
@@ -33,6 +33,7 @@ class PretrainTask(SteppedTask):
         super().__init__(options.optim, options.optim.warmup_steps)
         self.options = options
         self.model = MultiMAE(config)
+        self.cut = Prepare(config)
         self.weights = UncertaintyWeights(len(config.targets)) if options.optim.weighting == "uncertainty" else None
         self.names = [metric_name(view) for view, _ in self.model.views()]
         self.start_step = 0  # what `validate` outside of `fit` is logged under
@@ -50,16 +51,16 @@ class PretrainTask(SteppedTask):
         groups = parameter_groups(self, optim.weight_decay)
         return torch.optim.AdamW(groups, lr=optim.warmup_lr, betas=optim.betas, fused=True)
 
-    def mask(self, example: Example) -> TokenMask:
-        """The masks that the noise of the examples gives on the validity of their tokens."""
-        mask = self.options.mask
-        valid = self.model.encoder.valid_tokens(example.batch)
-        return place_mask(valid, example.noise, mask.num_visible, keys=mask.short_samples == "mask")
+    def prepare(self, examples: Examples) -> tuple[Batch, TokenMask]:
+        """What the model is given: rasters, and the masks that the noise gives on the validity of their tokens."""
+        batch, mask = self.cut(examples.batch, examples.window), self.options.mask
+        valid = self.model.encoder.valid_tokens(batch)
+        return batch, place_mask(valid, examples.noise, mask.num_visible, keys=mask.short_samples == "mask")
 
-    def training_step(self, example: Example, _: int) -> None:
-        mask = self.mask(example)
-        samples = self._sum(count_samples(self.model, example.batch, mask))
-        totals = self._backward(example.batch, mask, samples)
+    def training_step(self, examples: Examples, _: int) -> None:
+        batch, mask = self.prepare(examples)
+        samples = self._sum(count_samples(self.model, batch, mask))
+        totals = self._backward(batch, mask, samples)
         norm = self._update()
         if (self.global_step % self.options.trainer.log_every) == 0:
             self._log_step(self._sum(totals) / samples.clamp(min=1), norm)
@@ -91,10 +92,10 @@ class PretrainTask(SteppedTask):
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
 
-    def validation_step(self, example: Example, _: int) -> None:
-        mask = self.mask(example)
-        predicted = self.model(example.batch, mask)
-        self._validation.append(reconstruction_losses(self.model, predicted, example.batch, mask))
+    def validation_step(self, examples: Examples, _: int) -> None:
+        batch, mask = self.prepare(examples)
+        predicted = self.model(batch, mask)
+        self._validation.append(reconstruction_losses(self.model, predicted, batch, mask))
 
     def on_validation_epoch_end(self) -> None:
         total, samples = (torch.stack(part).sum(dim=0) for part in zip(*self._validation, strict=True))

@@ -8,15 +8,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import default_collate
 
 from multimae_eo import checkpoint, visualize
-from multimae_eo.data.mmearth import MMEarth, read_statistics
+from multimae_eo.data.mmearth import read_statistics
+from multimae_eo.data.packed import open_tiles
 from multimae_eo.errors import ConfigError, DataError
-from multimae_eo.masking import MaskNoise, place_mask
+from multimae_eo.masking import place_mask
 from multimae_eo.options import MaskOptions, PretrainOptions, check
-from multimae_eo.raster import Raster
-from multimae_eo.tasks.examples import VALIDATE, Example, Examples, PretrainData, spread
+from multimae_eo.tasks.examples import VALIDATE, ExampleSource, Prepare, PretrainData, spread
 from multimae_eo.tasks.pretrain import PretrainTask, state_path
 from multimae_eo.tasks.rows import Rows, truncate
 from multimae_eo.tasks.trainer import make_trainer, write_options
@@ -44,7 +43,7 @@ def build(options: PretrainOptions) -> tuple[PretrainTask, PretrainData]:
         raise ConfigError(
             f"mask.num_visible {options.mask.num_visible} is more than all tokens of the inputs, {tokens}."
         )
-    data = PretrainData(MMEarth(options.data.root, list(config.modalities.values())), config, options)
+    data = PretrainData(open_tiles(options.data.root, list(config.modalities.values())), config, options)
     lightning.seed_everything(options.seed, verbose=False)
     if options.trainer.threads is not None:
         torch.set_num_threads(options.trainer.threads)
@@ -161,18 +160,11 @@ class Panels(Callback):
 
 def draw(task: PretrainTask, data: PretrainData, number: int, path: Path, *, title: str) -> None:
     """A reconstruction picture of validation tiles, evenly spread over the split."""
-    rows = data.rows["val"]
-    chosen = spread(rows, number)
-    examples = [data.examples(VALIDATE)[0, row] for row in chosen]
-    example: Example = move_to(default_collate(examples), task.device)
+    chosen = spread(data.rows["val"], number)
+    examples = data.examples(VALIDATE).__getitems__([(0, row) for row in chosen])
     names = [data.tiles.tile_id(row) for row in chosen]
-    visualize.save_panels(task.model, example.batch, task.mask(example), path, names=names, title=title)
-
-
-def move_to(example: Example, device: torch.device) -> Example:
-    """The example on another device."""
-    batch = {name: Raster(*(part.to(device) for part in raster)) for name, raster in example.batch.items()}
-    return Example(batch, MaskNoise(*(part.to(device) for part in example.noise)), example.row)
+    batch, mask = task.prepare(examples.to(task.device))
+    visualize.save_panels(task.model, batch, mask, path, names=names, title=title)
 
 
 def finish(options: PretrainOptions, task: PretrainTask, data: PretrainData, trainer: lightning.Trainer) -> None:
@@ -193,14 +185,14 @@ def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visi
         raise ConfigError(f"tiles and num_visible must be 1 or more; got {tiles} and {num_visible}.")
     model = checkpoint.load(directory)
     options = PretrainOptions(seed=seed, mask=MaskOptions(num_visible=num_visible))
-    source = MMEarth(root, list(model.config.modalities.values()))
+    source = open_tiles(root, list(model.config.modalities.values()))
     rows = source.splits(val_fraction=options.data.val_fraction, seed=seed)[split]
     if not len(rows):
         raise DataError(f"'{source.path}': split '{split}' is empty.")
     chosen = spread(rows, tiles)
-    examples = Examples(source, model.config, options, VALIDATE)
-    example: Example = default_collate([examples[0, row] for row in chosen])
-    mask = place_mask(model.encoder.valid_tokens(example.batch), example.noise, num_visible)
+    examples = ExampleSource(source, model.config, options, VALIDATE).__getitems__([(0, row) for row in chosen])
+    batch = Prepare(model.config)(examples.batch, examples.window)
+    mask = place_mask(model.encoder.valid_tokens(batch), examples.noise, num_visible)
     names = [source.tile_id(row) for row in chosen]
     title = f"{directory.name}, {num_visible} visible tokens"
-    return visualize.save_panels(model, example.batch, mask, out, names=names, title=title)
+    return visualize.save_panels(model, batch, mask, out, names=names, title=title)

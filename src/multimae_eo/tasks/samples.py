@@ -25,8 +25,8 @@ from multimae_eo.data.labelled import (
 from multimae_eo.errors import ConfigError, UnknownNameError
 from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions
 from multimae_eo.modalities import Modality
-from multimae_eo.raster import Batch, Raster, flip, pad
-from multimae_eo.tasks.examples import TRAIN, Steps, own_grids, philox
+from multimae_eo.raster import Batch, OwnGrids, Raster, flip, pad
+from multimae_eo.tasks.examples import TRAIN, Steps, philox
 
 
 class LabelledExample(NamedTuple):
@@ -140,6 +140,7 @@ class LabelledExamples(Dataset[LabelledExample]):
 
     def __init__(self, setup: Setup, split: SplitName, *, options: LabelledOptions | None = None, seed: int = 0):
         self.setup, self.ids, self.options, self.seed = setup, setup.source.ids[split], options, seed
+        self.own_grids = OwnGrids(setup.modalities)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -155,7 +156,7 @@ class LabelledExamples(Dataset[LabelledExample]):
             batch, label, known = self._flip(batch, label, known, random)
             batch = drop(batch, random, modality=self.options.drop_modality, channel=self.options.drop_channel)
         patch = setup.config.patch_size
-        batch = own_grids(pad(batch, strides=dict.fromkeys(batch, 1), multiple=patch), setup.modalities.values())
+        batch = self.own_grids(pad(batch, strides=dict.fromkeys(batch, 1), multiple=patch))
         return LabelledExample(batch, label, known, row)
 
     def _flip(
