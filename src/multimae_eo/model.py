@@ -1,6 +1,7 @@
 """The model: tokenizers, an encoder that sees any subset of modalities, a decoder per view, and MultiMAE of all."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -80,6 +81,10 @@ class Tokenizer(nn.Module):
         encoded = self.codec.encode(raster)
         return self.proj(patchify(encoded.values, self.patch)), token_valid(encoded.valid, self.patch)
 
+    def patches(self, raster: Raster) -> Float[Tensor, "b n cpp"]:
+        """Raster [b, c, h, w] -> what the projection is given."""
+        return patchify(self.codec.encode(raster).values, self.patch)
+
 
 class Seen(NamedTuple):
     """What the encoder makes of all tokens of a batch.
@@ -150,27 +155,51 @@ class Encoder(nn.Module):
         return token_valid(tokenizer.codec.valid(raster), tokenizer.patch)
 
     def _sequence(self, batch: Batch, mask: TokenMask | None) -> tuple[Tensor, Tensor | None]:
-        layout = layout_of(self.config, batch)
+        layout, keys = layout_of(self.config, batch), None if mask is None else mask.real
         if mask is None:
             names = tuple(name for name in layout.names if name in batch)
             if not names:
                 raise BatchError(f"no input in the batch: got {', '.join(batch)}; inputs: {', '.join(layout.names)}.")
+            tokens, valid = zip(*(self._tokenizer(name)(batch[name]) for name in names), strict=True)
+            x, keys = torch.cat(tokens, dim=1) + self._tables(names, layout.grid), torch.cat(valid, dim=1)
         else:
-            names, batch = layout.names, with_absent(self.config, batch)
-        tokens, valid = zip(*(self._tokens(name, batch[name], layout.grid) for name in names), strict=True)
-        x = torch.cat(tokens, dim=1)
-        keys = torch.cat(valid, dim=1) if mask is None else mask.real
-        if mask is not None:
-            x = x.gather(1, mask.visible[..., None].expand(-1, -1, x.shape[-1]))
+            x = self._visible(with_absent(self.config, batch), mask, layout)
         if keys is not None:
             keys = torch.cat([keys, keys.new_ones(len(x), self.config.num_global_tokens)], dim=1)
         return torch.cat([x, self.global_tokens.expand(len(x), -1, -1).to(x.dtype)], dim=1), keys
 
-    def _tokens(self, name: str, raster: Raster, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        tokenizer = self._tokenizer(name)
-        tokens, valid = tokenizer(raster)
-        table = self.positions["bilinear" if tokenizer.categorical else "bicubic"](grid)
-        return tokens + table, valid
+    def _visible(self, batch: Batch, mask: TokenMask, layout: TokenLayout) -> Tensor:
+        """The visible tokens alone: each patch in the columns of its own modality, all projected at once.
+
+        The same numbers as projecting all tokens and choosing some, for a fraction of the memory.
+        """
+        tokenizers = [self._tokenizer(name) for name in layout.names]
+        patches = [t.patches(batch[name]) for name, t in zip(layout.names, tokenizers, strict=True)]
+        which = one_hot(mask.visible // layout.num_tokens, len(tokenizers), patches[0].dtype)
+        rows = (mask.visible % layout.num_tokens)[..., None]
+        parts = [p.gather(1, rows.expand(-1, -1, p.shape[2])) * which[..., i : i + 1] for i, p in enumerate(patches)]
+        weights = [*(t.proj.weight for t in tokenizers), torch.stack([t.proj.bias for t in tokenizers], dim=1)]
+        tokens = F.linear(torch.cat([*parts, which], dim=2), torch.cat(weights, dim=1))
+        return tokens + self._tables(layout.names, layout.grid)[mask.visible]
+
+    def _tables(self, names: Sequence[str], grid: tuple[int, int]) -> Float[Tensor, "n d"]:
+        """The positions of all tokens of some modalities."""
+        modes = ["bilinear" if self._tokenizer(name).categorical else "bicubic" for name in names]
+        return torch.cat([self.positions[mode](grid) for mode in modes])
+
+
+class Shared(NamedTuple):
+    """What all decoders have in common: which tokens are visible, and where they stand.
+
+    which: [b, k, m], one-hot modality of a visible token; table: positions of all places [n, e], and of the visible
+    tokens [b, k, e].
+    """
+
+    mask: TokenMask
+    layout: TokenLayout
+    which: Float[Tensor, "b k m"]
+    table: Float[Tensor, "n e"]
+    visible_table: Float[Tensor, "b k e"]
 
 
 class Decoder(nn.Module):
@@ -196,24 +225,14 @@ class Decoder(nn.Module):
         self.out = nn.Linear(dim, modality.channels * self.patch**2)
         self.apply(initialise)
 
-    def forward(
-        self, encoded: Float[Tensor, "b k d"], mask: TokenMask, layout: TokenLayout, table: Float[Tensor, "n e"]
-    ) -> Float[Tensor, "b c h w"]:
-        """encoded: visible, then global tokens; table: positions of width e. Returns network numbers."""
-        if self.full_precision and torch.is_autocast_enabled(encoded.device.type):
-            with torch.autocast(encoded.device.type, enabled=False):
-                return self._decode(encoded.float(), mask, layout, table.float())
-        return self._decode(encoded, mask, layout, table)
-
-    def _decode(self, encoded: Tensor, mask: TokenMask, layout: TokenLayout, table: Tensor) -> Tensor:
+    def forward(self, seen: Float[Tensor, "b k e"], shared: Shared) -> Float[Tensor, "b c h w"]:
+        """seen: visible, then global tokens as `context` projects them. Returns network numbers."""
+        mask = shared.mask
         num_visible = mask.visible.shape[1]
-        seen = self.context(encoded)
         visible, rest = seen[:, :num_visible], seen[:, num_visible:]
-        queries = self._queries(visible, mask, layout, table)
-        places = mask.visible
+        queries = self._queries(visible, shared)
         # A product instead of an index: its gradient is the same to the bit every time, and has no atomic sums.
-        which = F.one_hot(places // layout.num_tokens, len(layout.names)).to(self.modality_embeddings.dtype)
-        embedded = visible + which @ self.modality_embeddings + table[places % layout.num_tokens]
+        embedded = visible + shared.which @ self.modality_embeddings + shared.visible_table
         keys = None
         if mask.real is not None:
             keys = torch.cat([mask.real, mask.real.new_ones(len(rest), rest.shape[1])], dim=1)
@@ -222,21 +241,22 @@ class Decoder(nn.Module):
         x = x + self.mlp(self.out_norm(x))
         for block in self.blocks:
             x = block(x)
-        return unpatchify(self.out(x), self.patch, layout.grid)
+        return unpatchify(self.out(x), self.patch, shared.layout.grid)
 
-    def _queries(self, visible: Tensor, mask: TokenMask, layout: TokenLayout, table: Tensor) -> Tensor:
+    def _queries(self, visible: Tensor, shared: Shared) -> Tensor:
         """The target's slice of the sequence: its visible tokens in their places, mask tokens elsewhere."""
+        mask, layout = shared.mask, shared.layout
         number = layout.num_tokens
         queries = self.mask_token.to(visible.dtype).expand(len(visible), number + 1, -1)
         if self.modality not in layout.names:
-            return queries[:, :number] + table
+            return queries[:, :number] + shared.table
         place = mask.visible - layout.start(self.modality)
         inside = (place >= 0) & (place < number)
         if mask.real is not None:
             inside = inside & mask.real
         place = torch.where(inside, place, number)  # one place more than there are tokens takes all others
         queries = queries.scatter(1, place[..., None].expand_as(visible), visible)[:, :number]
-        return queries + self.modality_embeddings[layout.names.index(self.modality)] + table
+        return queries + self.modality_embeddings[layout.names.index(self.modality)] + shared.table
 
 
 class MultiMAE(nn.Module):
@@ -258,10 +278,20 @@ class MultiMAE(nn.Module):
 
         Modalities that are no inputs are ignored, absent inputs count as valid nowhere.
         """
-        layout = layout_of(self.config, batch)
         encoded = self.encoder(batch, mask)
+        shared, predicted = self._shared(layout_of(self.config, batch), mask), {}
+        for exact in (False, True):
+            decoders = {view: decoder for view, decoder in self.views() if decoder.full_precision == exact}
+            with torch.autocast(encoded.device.type, enabled=False) if exact else nullcontext():
+                x = encoded.float() if exact else encoded
+                for (view, decoder), seen in zip(decoders.items(), project(x, decoders.values()), strict=True):
+                    predicted[view] = decoder(seen, shared)
+        return {view: predicted[view] for view, _ in self.views()}
+
+    def _shared(self, layout: TokenLayout, mask: TokenMask) -> Shared:
         table = self.decoder_positions(layout.grid)
-        return {view: decoder(encoded, mask, layout, table) for view, decoder in self.views()}
+        which = one_hot(mask.visible // layout.num_tokens, len(layout.names), table.dtype)
+        return Shared(mask, layout, which, table, table[mask.visible % layout.num_tokens])
 
     def views(self) -> Iterator[tuple[str, Decoder]]:
         """The targets and their decoders, in the model's order."""
@@ -275,6 +305,20 @@ class MultiMAE(nn.Module):
         full = with_absent(self.config, batch, tuple(self.config.modalities))
         predicted = self(batch, mask)
         return {v: d.codec.decode(predicted[v].float(), full[d.modality]) for v, d in self.views()}
+
+
+def project(encoded: Tensor, decoders: Iterable[Decoder]) -> Sequence[Tensor]:
+    """The encoder's tokens as each of some decoders projects them, in one product."""
+    layers = [decoder.context for decoder in decoders]
+    if not layers:
+        return ()
+    weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return F.linear(encoded, weight, bias).split(layers[0].out_features, dim=-1)
+
+
+def one_hot(index: Tensor, number: int, dtype: torch.dtype) -> Tensor:
+    """[*b] -> [*b, number]; unlike torch's, it does not look at the values, so that the host need not wait for them."""
+    return (index[..., None] == torch.arange(number, device=index.device)).to(dtype)
 
 
 def positions(config: ModelConfig, dim: int, mode: str) -> PositionTable:
