@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from multimae_eo.codecs import Codec, codec_for
 from multimae_eo.config import TABLE_SIZE, ModelConfig
@@ -102,6 +103,7 @@ class Encoder(nn.Module):
     """A ViT over the tokens of any subset of the modalities, followed by global tokens; no final norm.
 
     Stands alone: fine-tuning and embedding need nothing else. Source: docs/model.md, section 4.
+    grad_checkpointing: in training, compute blocks again in the backward pass instead of keeping what they computed.
     """
 
     def __init__(self, config: ModelConfig):
@@ -112,6 +114,7 @@ class Encoder(nn.Module):
         self.global_tokens = nn.Parameter(torch.zeros(1, config.num_global_tokens, config.dim))
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([Block(config.dim, config.heads, rate) for rate in rates])
+        self.grad_checkpointing = False
         self.apply(initialise)
 
     def forward(self, batch: Batch, mask: TokenMask | None = None) -> Float[Tensor, "b k d"]:
@@ -128,17 +131,20 @@ class Encoder(nn.Module):
         x, keys = self._sequence(batch, mask)
         outputs = []
         for block in self.blocks:
-            x = block(x, keys)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, keys, use_reentrant=False)
+            else:
+                x = block(x, keys)
             outputs.append(x)
         return outputs
 
     def see(self, batch: Batch) -> Seen:
         """All tokens of the modalities in the batch with their validity: what heads and probes work on."""
+        layout = layout_of(self.config, batch)
         x, keys = self._sequence(batch, None)
         assert keys is not None
         for block in self.blocks:
             x = block(x, keys)
-        layout = layout_of(self.config, batch)
         return Seen(x, keys, layout._replace(names=tuple(name for name in layout.names if name in batch)))
 
     def valid_tokens(self, batch: Batch) -> Bool[Tensor, "b m n"]:

@@ -153,6 +153,8 @@ class TrainerOptions:
         nodes: number of nodes.
         threads: of torch on the CPU; by default torch's own number.
         precision: the paper used fp16; bf16 needs no loss scaling.
+        compile: compile the step (torch.compile): faster from the second step on, the first takes a minute or more.
+        grad_checkpointing: compute encoder blocks again in the backward pass: less memory, a third more arithmetic.
         val_every: steps between validations.
         save_every: steps between saved states.
         log_every: steps between logged rows.
@@ -166,6 +168,8 @@ class TrainerOptions:
     nodes: int = 1
     threads: int | None = None
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compile: bool = False
+    grad_checkpointing: bool = False
     val_every: int = 2000
     save_every: int = 2000
     log_every: int = 50

@@ -73,7 +73,7 @@ class FinetuneTask(SteppedTask):
             total += loss.detach()
         norm = self._update()
         if self.global_step % self.log_every == 0:
-            self.check_finite()
+            self.check_finite(self.global_step, self.skipped_in_a_row.item())
             rate = self.learning_rate(self.global_step - 1)
             self._write({"train/loss": total, "train/lr": rate, "train/grad_norm": norm, "train/skipped": self.skipped})
             self.log("loss", total, prog_bar=True, logger=False)

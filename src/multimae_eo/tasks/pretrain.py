@@ -1,7 +1,8 @@
 """Pre-training: masked reconstruction of every view, as a Lightning module."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,14 @@ def metric_name(view: str) -> str:
     return view.replace(":", "_per_")
 
 
+class Pending(NamedTuple):
+    """Figures of a step on their way to the host, and when they are there (None: they are)."""
+
+    step: int
+    figures: Tensor
+    arrived: torch.cuda.Event | None
+
+
 class PretrainTask(SteppedTask):
     """MultiMAE with its losses and optimizer.
 
@@ -39,6 +48,12 @@ class PretrainTask(SteppedTask):
         self.start_step = 0  # what `validate` outside of `fit` is logged under
         self.validation: dict[str, float] = {}
         self._validation: list[ViewLosses] = []
+        self._pending: Pending | None = None
+        self.model.encoder.grad_checkpointing = options.trainer.grad_checkpointing
+        self._begin, self._totals = self.begin, self.totals
+        if options.trainer.compile:  # but not validation, whose last batch is smaller
+            compiled = partial(torch.compile, fullgraph=True, dynamic=False)
+            self._begin, self._totals = compiled(self.begin), compiled(self.totals)
 
     @property
     def metric_names(self) -> list[str]:
@@ -57,13 +72,23 @@ class PretrainTask(SteppedTask):
         valid = self.model.encoder.valid_tokens(batch)
         return batch, place_mask(valid, examples.noise, mask.num_visible, keys=mask.short_samples == "mask")
 
-    def training_step(self, examples: Examples, _: int) -> None:
+    def begin(self, examples: Examples) -> tuple[Batch, TokenMask, Tensor]:
+        """As `prepare`, and how many samples count for each view on this device."""
         batch, mask = self.prepare(examples)
-        samples = self._sum(count_samples(self.model, batch, mask))
+        return batch, mask, count_samples(self.model, batch, mask)
+
+    def totals(self, batch: Batch, mask: TokenMask) -> Tensor:
+        """Sums of the losses of samples, per view."""
+        return reconstruction_losses(self.model, self.model(batch, mask), batch, mask).total
+
+    def training_step(self, examples: Examples, _: int) -> None:
+        batch, mask, samples = self._begin(examples)
+        samples = self._sum(samples)
         totals = self._backward(batch, mask, samples)
         norm = self._update()
+        self._write_pending()
         if (self.global_step % self.options.trainer.log_every) == 0:
-            self._log_step(self._sum(totals) / samples.clamp(min=1), norm)
+            self._note(self._sum(totals) / samples.clamp(min=1), norm)
 
     def _backward(self, batch: Batch, mask: TokenMask, samples: Tensor) -> Tensor:
         """Gradients of the loss of the global batch; returns this device's sums of losses per view."""
@@ -71,7 +96,7 @@ class PretrainTask(SteppedTask):
         devices, sums = self.trainer.world_size, torch.zeros_like(samples)
         for index, (rasters, places) in enumerate(pieces):
             self._synchronise(index == len(pieces) - 1)
-            total = reconstruction_losses(self.model, self.model(rasters, places), rasters, places).total
+            total = self._totals(rasters, places)
             losses = total / samples.clamp(min=1)
             if self.weights is not None:
                 losses = self.weights(losses, samples > 0, 1 / (devices * len(pieces)))
@@ -79,18 +104,45 @@ class PretrainTask(SteppedTask):
             sums += total.detach()
         return sums
 
-    def _log_step(self, losses: Tensor, norm: Tensor) -> None:
-        self.check_finite()
-        values = {f"train/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
-        rate = self.learning_rate(self.global_step - 1)
-        extra = {"train/lr": rate, "train/grad_norm": norm, "train/skipped": self.skipped}
-        self._write({"train/loss": losses.sum(), **values, **extra})
-        self.log("loss", losses.sum(), prog_bar=True, logger=False)
+    def _note(self, losses: Tensor, norm: Tensor) -> None:
+        """Start copying the figures of a step to the host; they are written once later steps are queued behind them."""
+        figures = torch.cat([losses, torch.stack([norm, self.skipped, self.skipped_in_a_row])])
+        copied = figures.to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if figures.is_cuda else None
+        if arrived is not None:
+            arrived.record()
+        self._pending = Pending(self.global_step, copied, arrived)
+        if arrived is None:
+            self._write_pending()
 
-    def _write(self, values: dict[str, Any]) -> None:
-        step = self.global_step if self.trainer.state.fn == "fit" else self.start_step
+    def _write_pending(self, progress: bool = True) -> None:
+        """Write the figures of the last logged step, if they are not written yet; raises DivergedError."""
+        if self._pending is None:
+            return
+        (step, figures, arrived), self._pending = self._pending, None
+        if arrived is not None:
+            arrived.synchronize()
+        *losses, norm, skipped, in_a_row = figures.tolist()
+        self.check_finite(step, in_a_row)
+        values = {f"train/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
+        extra = {"train/lr": self.learning_rate(step - 1), "train/grad_norm": norm, "train/skipped": skipped}
+        self._write({"train/loss": sum(losses), **values, **extra}, step)
+        if progress:
+            self.log("loss", sum(losses), prog_bar=True, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a resumed run finds written must reach up to the state that it resumes from."""
+        self._write_pending(progress=False)
+
+    def on_validation_start(self) -> None:
+        self._write_pending(progress=False)
+
+    def on_train_end(self) -> None:
+        self._write_pending(progress=False)
+
+    def _write(self, values: dict[str, float], step: int) -> None:
         for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+            logger.log_metrics(values, step=step)
 
     def validation_step(self, examples: Examples, _: int) -> None:
         batch, mask = self.prepare(examples)
@@ -101,10 +153,12 @@ class PretrainTask(SteppedTask):
         total, samples = (torch.stack(part).sum(dim=0) for part in zip(*self._validation, strict=True))
         self._validation.clear()
         losses = ViewLosses(self._sum(total), self._sum(samples)).mean()
-        values = {f"val/{name}": loss for name, loss in zip(self.names, losses, strict=True)}
-        self._write({"val/loss": losses.sum(), **values})
-        self.log("val_loss", losses.sum(), prog_bar=True, logger=False)
-        self.validation = {view: float(loss) for (view, _), loss in zip(self.model.views(), losses, strict=True)}
+        step = self.global_step if self.trainer.state.fn == "fit" else self.start_step
+        found = losses.tolist()
+        values = {f"val/{name}": loss for name, loss in zip(self.names, found, strict=True)}
+        self._write({"val/loss": sum(found), **values}, step)
+        self.log("val_loss", sum(found), prog_bar=True, logger=False)
+        self.validation = {view: loss for (view, _), loss in zip(self.model.views(), found, strict=True)}
 
 
 def split(batch: Batch, mask: TokenMask, number: int) -> list[tuple[Batch, TokenMask]]:

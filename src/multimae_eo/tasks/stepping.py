@@ -68,11 +68,11 @@ class SteppedTask(lightning.LightningModule):
         steps = self.trainer.max_steps
         return learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup, warmup_lr=optim.warmup_lr)
 
-    def check_finite(self) -> None:
-        """Raise DivergedError after too many skipped steps in a row; waits for the device."""
-        if self.skipped_in_a_row > self.optim.max_skipped:
+    def check_finite(self, step: int, skipped_in_a_row: float) -> None:
+        """Raise DivergedError after too many skipped steps in a row."""
+        if skipped_in_a_row > self.optim.max_skipped:
             raise DivergedError(
-                f"step {self.global_step}: the gradient was not finite for {int(self.skipped_in_a_row)} steps in "
+                f"step {step}: the gradient was not finite for {int(skipped_in_a_row)} steps in "
                 "a row. Lower optim.lr, set optim.clip_norm, or look at the last tiles; the last saved state is good."
             )
 
