@@ -11,9 +11,11 @@ from conftest import SHARED
 from safetensors.torch import load_file, save_file
 
 from multimae_eo import checkpoint, reference
-from multimae_eo.config import from_json, to_json
+from multimae_eo.config import TaskConfig, from_json, to_json
 from multimae_eo.errors import CheckpointError
+from multimae_eo.modalities import MODALITIES
 from multimae_eo.model import MultiMAE
+from multimae_eo.predictor import Predictor
 
 GOLDEN = SHARED / "golden" / "patch8_56x56" / "checkpoint-999.pth"
 
@@ -105,3 +107,32 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path, zipped):
         reference.convert(path, tmp_path / "out")
     assert not target.exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_loaded_model_is_that_which_was_saved_in_all_that_it_holds(tmp_path):
+    """It is built without memory: nothing of that may stay, and what is not in the file must be there all the same."""
+    torch.manual_seed(0)
+    config = demo_config()
+    model, task = (
+        MultiMAE(config).eval(),
+        TaskConfig("segmentation", "convnext", ("rgb", "nir"), classes=MODALITIES["land_cover"].classes),
+    )
+    predictor = Predictor(config, task).eval()
+    checkpoint.save(model, tmp_path / "model")
+    checkpoint.save(predictor, tmp_path / "predictor")
+    for saved, loaded in (
+        (model, checkpoint.load(tmp_path / "model")),
+        (predictor, checkpoint.load_predictor(tmp_path / "predictor")),
+    ):
+        theirs = dict((*loaded.named_parameters(), *loaded.named_buffers()))
+        for name, tensor in (*saved.named_parameters(), *saved.named_buffers()):
+            assert theirs[name].device == tensor.device, name
+            assert theirs[name].requires_grad == tensor.requires_grad, name
+            assert torch.equal(theirs[name], tensor), name
+    loaded = checkpoint.load(tmp_path / "model")
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.add_(1.0)  # what is mapped is written to in memory only
+    assert torch.equal(checkpoint.load(tmp_path / "model").encoder.global_tokens, model.encoder.global_tokens)
+    checkpoint.save(model.half(), tmp_path / "half")
+    assert checkpoint.load(tmp_path / "half").encoder.global_tokens.dtype == torch.float32

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from multimae_eo.predictor import Predictor
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,13 @@ class LoadReport:
         return "\n".join(parts)
 
 
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, strict: bool = True) -> LoadReport:
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, strict: bool = True, assign: bool = False
+) -> LoadReport:
     """Copy tensors into a module; strict: raise CheckpointError on any name or shape that does not match.
 
-    Not strict, unmatched names are reported; a wrong shape is always an error.
+    Not strict, unmatched names are reported; a wrong shape is always an error. assign: the tensors become the module's
+    own instead of being copied (their type is that of the module).
     """
     own = module.state_dict()
     new, unused = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -55,7 +60,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise CheckpointError(f"{source} does not fit the model: {shown}. Is it of another size or set of modalities?")
     loaded = tuple(name for name in own if name in tensors)
-    module.load_state_dict({name: tensors[name] for name in loaded}, strict=False)
+    module.load_state_dict({n: tensors[n].to(own[n].dtype) for n in loaded}, strict=False, assign=assign)
     return LoadReport(loaded, tuple(new), tuple(unused))
 
 
@@ -129,10 +134,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def load(directory: str | os.PathLike[str]) -> MultiMAE:
     """Load a checkpoint directory strictly; raises CheckpointError."""
-    model = MultiMAE(load_config(directory))
-    path = Path(directory) / WEIGHTS
-    load_tensors(model, read_tensors(path), source=f"'{path}'")
-    return model.eval()
+    config = load_config(directory)
+    return _filled(lambda: MultiMAE(config), directory)
 
 
 def load_predictor(directory: str | os.PathLike[str]) -> Predictor:
@@ -144,10 +147,8 @@ def load_predictor(directory: str | os.PathLike[str]) -> Predictor:
             "folder best of `multimae-eo finetune`."
         )
     task = _described(task_from_json, content["task"], directory)
-    model = Predictor(load_config(directory), task)
-    path = Path(directory) / WEIGHTS
-    load_tensors(model, read_tensors(path), source=f"'{path}'")
-    return model.eval()
+    config = load_config(directory)
+    return _filled(lambda: Predictor(config, task), directory)
 
 
 def load_encoder(directory: str | os.PathLike[str], config: ModelConfig | None = None) -> Encoder:
@@ -155,11 +156,21 @@ def load_encoder(directory: str | os.PathLike[str], config: ModelConfig | None =
 
     config: the checkpoint's own with what does not change the weights replaced (statistics, drop path).
     """
-    encoder = Encoder(config or load_config(directory))
+    described = config or load_config(directory)
+    return _filled(lambda: Encoder(described), directory, prefix="encoder.")
+
+
+def _filled(build: Callable[[], M], directory: str | os.PathLike[str], prefix: str = "") -> M:
+    """A module with the weights of a checkpoint directory, whose names begin with `prefix`.
+
+    It is built without memory or initialisation, and its weights are those of the file, mapped and read when used.
+    """
     path = Path(directory) / WEIGHTS
-    tensors = {n.removeprefix("encoder."): t for n, t in read_tensors(path).items() if n.startswith("encoder.")}
-    load_tensors(encoder, tensors, source=f"'{path}'")
-    return encoder.eval()
+    tensors = {n.removeprefix(prefix): t for n, t in read_tensors(path).items() if n.startswith(prefix)}
+    with torch.device("meta"):
+        module = build()
+    load_tensors(module, tensors, source=f"'{path}'", assign=True)
+    return module.eval()
 
 
 def fingerprint(directory: str | os.PathLike[str]) -> str:

@@ -34,7 +34,8 @@ class Standardize(nn.Module):
         self.standardize, self.patch = standardize, patch
         for name in ("mean", "std"):
             rows = [getattr(s, name) for s in modality.statistics.values()]
-            self.register_buffer(name, torch.tensor(rows, dtype=torch.float32)[:, :, None, None], persistent=False)
+            table = torch.tensor(rows, dtype=torch.float32, device="cpu")[:, :, None, None]
+            self.register_buffer(name, table, persistent=False)
 
     def valid(self, raster: Raster) -> Bool[Tensor, "b c h w"]:
         """Which network numbers are valid."""
@@ -78,7 +79,7 @@ class OneHot(nn.Module):
 
     def __init__(self, modality: Categorical):
         super().__init__()
-        self.register_buffer("codes", torch.tensor(modality.codes), persistent=False)
+        self.register_buffer("codes", torch.tensor(modality.codes, device="cpu"), persistent=False)
 
     def valid(self, raster: Raster) -> Bool[Tensor, "b 1 h w"]:
         """Which pixels are of a known class."""

@@ -27,11 +27,13 @@ def unpatchify(tokens: Float[Tensor, "b n cpp"], patch: int, grid: tuple[int, in
 
 def sine_cosine_table(dim: int, rows: int, columns: int) -> Float[Tensor, "1 d rows columns"]:
     """Position table: channels [sin(i w), cos(i w), sin(j w), cos(j w)], i the row, j the column (docs/model.md, 2)."""
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    i = torch.arange(rows, dtype=torch.float64)[None, :, None].expand(dim // 4, rows, columns)
-    j = torch.arange(columns, dtype=torch.float64)[None, None, :].expand(dim // 4, rows, columns)
-    angles = [axis * omega[:, None, None] for axis in (i, j)]
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)])[None].float()
+    # Named, as loading builds modules on a device without memory, but needs what is not in the file (checkpoint.py).
+    omega, i, j = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (dim // 4, rows, columns))
+    omega = 10000.0 ** (-omega / (dim // 4))
+    down, right = ((omega[:, None] * axis)[None] for axis in (i, j))  # [1, d / 4, rows], [1, d / 4, columns]
+    tables = [f(down)[..., None].expand(-1, -1, -1, columns) for f in (torch.sin, torch.cos)]
+    tables += [f(right)[..., None, :].expand(-1, -1, rows, -1) for f in (torch.sin, torch.cos)]
+    return torch.cat(tables, dim=1).float()
 
 
 class Mlp(nn.Module):
