@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH ?= torch
 BIN = $(VENV)/bin
 
-.PHONY: install demo test slow lint docs clean
+.PHONY: install demo test slow lint docs bench clean
 
 install: $(VENV)/.installed
 
@@ -35,5 +35,20 @@ docs: install
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/mkdocs build --strict --quiet
 
+# The rivals need the plain build of torch, so the benchmarks have an environment of their own.
+$(VENV)-bench/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-bench/bin/python -m pip install --quiet --editable ".[all,bench]"
+	touch $@
+
+BENCH = $(VENV)-bench/bin/python
+bench: $(VENV)-bench/.installed
+	$(BENCH) benchmarks/readers.py --json runs/bench/readers.json
+	$(BENCH) benchmarks/memory.py --json runs/bench/memory.json
+	$(BENCH) benchmarks/encoder.py --json runs/bench/encoder.json
+	$(BENCH) benchmarks/step.py --json runs/bench/step.json
+	$(BENCH) benchmarks/write_tables.py runs/bench docs/performance.md
+
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) $(VENV)-bench site
