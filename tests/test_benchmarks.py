@@ -74,7 +74,7 @@ def test_operations_are_those_that_torch_counts():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_a_worker(tmp_path):
-    rows = run("memory", tmp_path, "--samples", "4000", "--tiles", "100", "--batch", "20")
+    rows = run("memory", tmp_path, "--samples", "2400", "--tiles", "60", "--batch", "12")
     for name in ("packed", "HDF5"):
         assert rows[f"{name}: most, over that after a tenth"]["value"] < 1.1
 

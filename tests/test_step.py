@@ -165,9 +165,10 @@ print("same")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "short"),
-    [("aot_eager", "mask"), pytest.param("inductor", "error", marks=pytest.mark.slow)],
+    [("aot_eager", "mask"), ("inductor", "error")],
 )
 def test_a_step_compiles_as_one_graph_once(folder, backend, short):
     """In a process of its own: the checks of shapes of the other tests are no graph."""

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from multimae_eo.data.tiles import SPLITS
 from multimae_eo.errors import DataError
 
 SENTINEL2_CHANNELS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B08", "B09", "B10", "B11", "B12")
 
+SPLITS = ("train", "val", "test")
 TILE_ID_BYTES = 100
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from multimae_eo.data.layout import SPLITS
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.modalities import Modality
 from multimae_eo.raster import Batch, Raster
 from multimae_eo.raster import rows as some
 
-SPLITS = ("train", "val", "test")
 SPLITS_LAYOUT = '{"train": [rows], "val": [rows], "test": [rows]}'
 # What a data set is recognised by: one HDF5 file, or the index of a packed copy.
 HDF5, INDEX = ".h5", "_pack.json"
