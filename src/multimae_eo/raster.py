@@ -92,7 +92,7 @@ class Majority(nn.Module):
 
     def __init__(self, codes: Sequence[int], stride: int):
         super().__init__()
-        self.stride, self.unknown = stride, max(codes) + 1
+        self.stride, self.unknown = stride, max(255, *codes) + 1
         # Several classes are counted at once, each in some bits of a number: a block adds at most stride^2 to each.
         self.bits = (stride * stride).bit_length()
         shifts = self.bits * torch.arange(63 // self.bits)
@@ -108,14 +108,20 @@ class Majority(nn.Module):
         height, width = raster.values.shape[-2:]
         if height % self.stride or width % self.stride:
             raise SizeError(f"a raster of {height} x {width} px cannot be reduced {self.stride} times.")
-        index = raster.values.long()
-        index = torch.where(raster.valid & (index >= 0) & (index < self.unknown), index, self.unknown)
-        blocks = index.unflatten(-1, (width // self.stride, self.stride))
-        blocks = blocks.unflatten(-3, (height // self.stride, self.stride))
-        sums = torch.stack([ones[blocks].sum(dim=(-1, -3)) for ones in self.ones], dim=-1)
+        codes = raster.values
+        if codes.dtype != torch.uint8:  # -1 and the last place of the tables are of no class
+            codes = codes.clamp(-1, self.unknown)
+        index = torch.where(raster.valid & (codes >= 0), codes.int(), self.unknown).flatten()
+        sums = torch.stack([self._sums(ones.index_select(0, index), raster.values) for ones in self.ones], dim=-1)
         counts = (sums[..., None] >> self.shifts & (1 << self.bits) - 1).flatten(-2)[..., : len(self.codes)]
         most, which = counts.max(dim=-1)
         return Raster(self.codes[which].to(raster.values.dtype), most > 0, raster.product)
+
+    def _sums(self, ones: Tensor, like: Tensor) -> Tensor:
+        """Sums over blocks; first over their rows, which lie far apart, then over what is left of each."""
+        height, width = like.shape[-2:]
+        rows = ones.view(like.shape).unflatten(-2, (height // self.stride, self.stride)).sum(dim=-2)
+        return rows.unflatten(-1, (width // self.stride, self.stride)).sum(dim=-1)
 
 
 class OwnGrids(nn.Module):

@@ -85,7 +85,13 @@ def settled(array: str, raw: np.ndarray) -> np.ndarray:
     """The values as on disk, with the array's one missing value wherever nothing was measured, and nowhere else."""
     if array in ("sentinel2", "aster"):  # these have no other mark
         return raw
+    if array == "esa_worldcover":
+        return _WORLDCOVER.take(raw)
     return np.where(valid_pixels(array, raw), raw, raw.dtype.type(ARRAYS[array].missing))
+
+
+_CODES = np.arange(256, dtype=np.uint8)
+_WORLDCOVER = np.where(valid_pixels("esa_worldcover", _CODES), _CODES, np.uint8(ARRAYS["esa_worldcover"].missing))
 
 
 @dataclass(frozen=True)

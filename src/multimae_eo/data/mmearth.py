@@ -101,6 +101,7 @@ class MMEarth(Tiles):
         specs = {name: ARRAYS[array] for name, (array, _) in self._sources.items()}
         self._kinds = {m.name: (len(m.bands), *specs[m.name][1:]) for m in self.modalities}
         self._s2_types: dict[str, str] = {}
+        self._decided: dict[str | None, dict[str, int | None]] = {}
         self.length, self.tile_px = self._check()
 
     def read(self, rows: Sequence[int]) -> Batch:
@@ -110,9 +111,15 @@ class MMEarth(Tiles):
         for place, row in enumerate(rows):
             raw = {name: settled(name, self._tile(name, row)) for name in self._arrays}
             kind = self._s2_type(row)
+            if kind not in self._decided:
+                self._decided[kind] = {m.name: self._product(m, row, kind) for m in self.modalities}
+            decided = self._decided[kind]
             for m in self.modalities:
                 array, channels = self._sources[m.name]
-                product = self._product(m, row, raw[array], kind)
+                product = decided[m.name]
+                if product is None:  # the first with any valid pixel, or the first
+                    measured = [(raw[array][members] != ARRAYS[array].missing).any() for members in channels]
+                    product = int(np.argmax(measured))
                 products[m.name][place] = product
                 # All channels are there; "clip" only spares the copy that "raise" makes first.
                 raw[array].take(channels[product], axis=0, out=buffers.values[m.name][place], mode="clip")
@@ -225,8 +232,8 @@ class MMEarth(Tiles):
             )
         return self._s2_types[tile]
 
-    def _product(self, modality: Modality, row: int, raw: np.ndarray, kind: str | None) -> int:
-        """The product that the metadata names; outside Sentinel-2 the first with any valid pixel, or the first."""
+    def _product(self, modality: Modality, row: int, kind: str | None) -> int | None:
+        """The product that the metadata names, or the only one; None where the pixels decide."""
         known = ADDRESSES[modality.bands[0]]
         if kind in known:
             if kind not in modality.products:
@@ -235,16 +242,12 @@ class MMEarth(Tiles):
                     f"{', '.join(modality.products)} only. Add {known[kind].statistics} to the statistics file."
                 )
             return modality.products.index(kind)
-        array, channels = self._sources[modality.name]
-        if array == "sentinel2":
+        if self._sources[modality.name][0] == "sentinel2":
             raise DataError(
                 f"'{self.path}', row {row}: the 'S2_type' of the tile is '{kind}', expected {' or '.join(known)} (for "
                 f"'{modality.name}'). Correct it, or leave the tile out of the splits."
             )
-        if len(channels) == 1:
-            return 0
-        measured = [(raw[members] != ARRAYS[array].missing).any() for members in channels]
-        return int(np.argmax(measured))  # the first one that is, else 0
+        return 0 if len(modality.products) == 1 else None
 
 
 def array_of(modality: Modality) -> str:
