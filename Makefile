@@ -44,10 +44,10 @@ $(VENV)-bench/.installed: pyproject.toml
 
 BENCH = $(VENV)-bench/bin/python
 bench: $(VENV)-bench/.installed
-	$(BENCH) benchmarks/readers.py --json runs/bench/readers.json
+	$(BENCH) benchmarks/readers.py --runs 7 --json runs/bench/readers.json
 	$(BENCH) benchmarks/memory.py --json runs/bench/memory.json
-	$(BENCH) benchmarks/encoder.py --json runs/bench/encoder.json
-	$(BENCH) benchmarks/step.py --json runs/bench/step.json
+	$(BENCH) benchmarks/encoder.py --runs 9 --json runs/bench/encoder.json
+	$(BENCH) benchmarks/step.py --runs 7 --json runs/bench/step.json
 	$(BENCH) benchmarks/write_tables.py runs/bench docs/performance.md
 
 clean:
