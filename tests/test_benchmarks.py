@@ -33,6 +33,7 @@ def run(name: str, out: Path, *arguments: str) -> dict[str, dict]:
     return {row["name"]: row for row in rows}
 
 
+@pytest.mark.slow
 def test_the_step_and_its_operations(tmp_path):
     rows = run("step", tmp_path, "--size", "demo", "--batch", "4", "--runs", "2", "--compile", "0", "--device", "cpu")
     assert rows["step, eager"]["value"] > 0
@@ -72,6 +73,7 @@ def test_operations_are_those_that_torch_counts():
     assert min(abs(ours - counted), abs(ours - counted - attention)) < 0.03 * ours
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_a_worker(tmp_path):
     rows = run("memory", tmp_path, "--samples", "2400", "--tiles", "60", "--batch", "12")

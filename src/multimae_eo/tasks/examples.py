@@ -1,6 +1,6 @@
 """What pre-training is fed: crops, flips and mask noise, each a pure function of (seed, epoch, row)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import lightning.pytorch as lightning
@@ -40,10 +40,14 @@ class Examples(NamedTuple):
     rows: Int[Tensor, " b"]
 
     def to(self, device: torch.device) -> "Examples":
-        """The same on another device."""
-        batch = {name: Raster(*(part.to(device) for part in raster)) for name, raster in self.batch.items()}
-        noise = MaskNoise(*(part.to(device) for part in self.noise))
-        return Examples(batch, self.window.to(device), noise, self.rows.to(device))
+        """The same on the device that computes; from pinned memory without waiting for it."""
+
+        def move(parts: Iterable[Tensor]) -> list[Tensor]:
+            return [part.to(device, non_blocking=True) for part in parts]
+
+        batch = {name: Raster(*move(raster)) for name, raster in self.batch.items()}
+        window, rows = move((self.window, self.rows))
+        return Examples(batch, window, MaskNoise(*move(self.noise)), rows)
 
 
 class Prepare(nn.Module):
