@@ -67,6 +67,8 @@ def main(size: str, batch: int, runs: int, compiled: bool, device: torch.device,
         encoder, decoders = operations(task.model.config)
         per_sample = 3 * (encoder + decoders) / 1e9
         table.value("operations per sample, forward and backward", per_sample, "GFLOP")
+        table.value("operations per sample, forward: tokens and encoder", encoder / 1e9, "GFLOP")
+        table.value("operations per sample, forward: decoders", decoders / 1e9, "GFLOP")
         table.value("of them in the decoders, over those in the encoder", decoders / encoder, "")
         examples = data.examples(TRAIN).__getitems__([(0, row) for row in data.rows["train"][:batch].tolist()])
         examples = examples.to(device)

@@ -187,7 +187,7 @@ def test_a_killed_packing_goes_on(tmp_path):
     assert not list((tmp_path / "out").rglob(".*"))
 
 
-def test_the_command_line_packs_and_trains(folder, tmp_path, capsys):
+def test_the_command_line_packs_some_modalities(folder, tmp_path, capsys):
     main(["pack", str(folder), str(tmp_path), "--tiles_per_shard", "4", "--modalities", '["rgb", "elevation:sample"]'])
     said = capsys.readouterr()
     assert "complete and checked" in said.out
@@ -288,3 +288,26 @@ def test_a_source_without_places_packs_but_does_not_split(tmp_path):
     packed = Packed(pack(world, tmp_path / "out", ALL[:1]), ALL[:1])
     with pytest.raises(DataError, match=r"had no 'lat' and 'lon', which a split by blocks needs"):
         packed.splits(val_fraction=0.5)
+
+
+def test_what_cannot_be_packed_is_said_before_anything_is_written(whole, tmp_path):
+    with pytest.raises(ConfigError, match="is a packed copy already"):
+        pack(whole, tmp_path / "out", ALL)
+    world = write_world(tmp_path, tiles=3)
+    (world / "tiny_splits.json").unlink()
+    with pytest.raises(DataError, match=r"tiny_splits\.json' is missing"):
+        pack(world, tmp_path / "out", ALL[:1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be written: .*\. Make room, or give another --out"):
+        pack(folder, tmp_path / "file", ALL[:1])
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_write_shard", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        pack(folder, tmp_path / "out", ALL[:1])

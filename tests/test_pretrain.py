@@ -13,9 +13,12 @@ import torch
 from batches import demo_config, random_batch
 from safetensors.torch import load_file
 
+from multimae_eo.data.mmearth import read_statistics
+from multimae_eo.data.packing import pack
 from multimae_eo.errors import ConfigError, DivergedError
 from multimae_eo.losses import reconstruction_losses
 from multimae_eo.masking import sample_mask
+from multimae_eo.modalities import MODALITIES
 from multimae_eo.model import MultiMAE
 from multimae_eo.optim import learning_rate, parameter_groups
 from multimae_eo.options import DataOptions, MaskOptions, ModelOptions, OptimOptions, PretrainOptions, TrainerOptions
@@ -84,6 +87,16 @@ def test_an_interrupted_run_resumes_to_the_bit(world, tmp_path, extra, monkeypat
     monkeypatch.setattr(PretrainTask, "training_step", step)
     pretrain(broken)
     assert outcome(broken) == outcome(whole)
+
+
+def test_a_packed_copy_trains_to_the_same_bits(world, tmp_path):
+    modalities = [m for m in MODALITIES.values() if m.name in ModelOptions().config().modalities]
+    found = read_statistics(world, modalities)
+    packed = pack(world, tmp_path / "packed", list(found.values()), tiles_per_shard=16)
+    runs = [options(root, tmp_path / str(i), optim__steps=4) for i, root in enumerate((world, packed))]
+    for run in runs:
+        pretrain(run)
+    assert outcome(runs[0]) == outcome(runs[1])
 
 
 def test_a_run_is_not_overwritten(world, tmp_path):

@@ -10,7 +10,7 @@ from isal import isal_zlib
 class TileChunks:
     """The tiles of an array, one chunk each; `tiles[row]` is one of them, as `dataset[row]` would give it.
 
-    Chunks that are deflated or stored plainly are read past HDF5's filters, in half to a third of the time; any other
+    Chunks that are deflated or stored plainly are read past HDF5's filters, which are slower; any other
     layout is left to HDF5. The array is read-only. Raises what h5py does (OSError, ValueError, IndexError).
     """
 

@@ -26,10 +26,11 @@ from multimae_eo.data.packed import (
     parse_index,
     shard_name,
 )
-from multimae_eo.data.tiles import INDEX, Tiles
+from multimae_eo.data.tiles import INDEX, Tiles, find, read_json
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.modalities import Modality
 
+SIDE_FILES = ("band_stats", "splits")
 AT_A_TIME = 64  # tiles that are read and written together
 Progress = Callable[[int, int], None]
 
@@ -50,10 +51,27 @@ def pack(
     """
     if tiles_per_shard < 1:
         raise ConfigError(f"tiles_per_shard must be 1 or more; got {tiles_per_shard}.")
+    known, name = find(root)
+    if (known / f"{name}{INDEX}").is_file():
+        raise ConfigError(f"'{known}' is a packed copy already; give the data set that it was made from.")
     source = MMEarth(root, modalities)
+    for kind in SIDE_FILES:
+        read_json(source.folder, source.name, kind)
+    if not len(source):
+        raise DataError(f"'{source.path}' has no tile to pack.")
     folder = Path(out) / source.name
     if folder.resolve() == source.folder.resolve():
         raise ConfigError(f"'{folder}' holds the data set itself; give another --out.")
+    try:
+        return _write(source, folder, tiles_per_shard, progress)
+    except OSError as error:
+        raise DataError(
+            f"'{folder}' cannot be written: {error.strerror}. Make room, or give another --out, and run it again."
+        ) from error
+
+
+def _write(source: MMEarth, folder: Path, tiles_per_shard: int, progress: Progress | None) -> Path:
+    """The shards that are not there yet, the facts of the tiles, the side files, and last the index."""
     plan = _plan(source, tiles_per_shard)
     index = _go_on(folder, source.name, plan)
     _room(folder, plan, index)
@@ -67,12 +85,12 @@ def pack(
         if progress:
             progress(done, plan.tiles)
     index = dataclasses.replace(index, tiles_sha256=_write_facts(source, folder))
-    for kind in ("band_stats", "splits"):
+    for kind in SIDE_FILES:
         side = f"{source.name}_{kind}.json"
         _replace(folder / side, (source.folder / side).read_bytes())
     _write_json(folder / f"{source.name}{INDEX}", index)
     _draft(folder, source.name).unlink()
-    Packed(folder, modalities)  # what was written can be read
+    Packed(folder, source.modalities)  # what was written can be read
     return folder
 
 

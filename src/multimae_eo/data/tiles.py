@@ -140,7 +140,7 @@ class Tiles(Dataset[Batch], ABC):
 class Buffers:
     """Room for a batch of tiles, values and validity of all modalities in one block of memory.
 
-    One large block costs a tenth of the page faults of many small ones, which is most of the time of a read.
+    One large block costs far fewer page faults than many small ones, and these can take longer than the reading.
     kinds: {modality: (number of bands, type, value that stands for no data)}.
     """
 
