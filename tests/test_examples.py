@@ -1,5 +1,7 @@
 """Crops, flips, coarse labels, noise and the order of batches: right pixel by pixel, and functions of their keys."""
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -273,3 +275,21 @@ def test_batches_that_do_not_fit_the_rows_or_the_devices():
         Steps(np.arange(8), batch_size=9, steps=1, seed=0)
     with pytest.raises(ConfigError, match=r"optim\.batch_size 5 is not a multiple of the 2 devices"):
         Steps(np.arange(8), batch_size=5, steps=1, seed=0, ranks=2)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_parent_that_stops_mid_transfer_leaves_no_traceback(quiet):
+    script = f"""
+import socket, sys, time
+from multiprocessing.resource_sharer import DupFd
+from multimae_eo.tasks.examples import in_worker
+if {quiet}:
+    in_worker(0)
+address, _ = DupFd(1)._id
+parent = socket.socket(socket.AF_UNIX)
+parent.connect(address)
+parent.close()
+time.sleep(0.3)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ("Traceback" in done.stderr) != quiet

@@ -1,7 +1,10 @@
 """What pre-training is fed: crops, flips and mask noise, each a pure function of (seed, epoch, row)."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -231,12 +234,32 @@ class PretrainData(lightning.LightningDataModule):
         return ExampleSource(self.tiles, self.config, self.options, purpose)
 
     def _loader(self, purpose: int, batches: object) -> DataLoader[Examples]:
-        workers = self.options.data.workers
-        return DataLoader(
-            self.examples(purpose),
-            batch_sampler=batches,  # type: ignore[arg-type]
-            collate_fn=as_read,  # type: ignore[arg-type]
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return loader(self.examples(purpose), batches, self.options.data.workers, as_read)
+
+
+def loader(source: Dataset[Any], batches: object, workers: int, collate_fn: Callable[..., Any]) -> DataLoader[Any]:
+    """A loader of batches of (epoch, row), as every run here uses it."""
+    return DataLoader(
+        source,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collate_fn,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=in_worker,
+    )
+
+
+def in_worker(_: int) -> None:
+    """What a process of a loader begins with: interrupts are left to its parent, whose end is no error of its own.
+
+    A parent that stops while a tensor is handed over breaks a connection; the thread that serves it would print that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    printed = sys.excepthook
+
+    def unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            printed(kind, error, trace)
+
+    sys.excepthook = unless_disconnected

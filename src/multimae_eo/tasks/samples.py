@@ -1,7 +1,7 @@
 """What fine-tuning and probing are fed: labelled images as rasters, flipped and with modalities dropped at random."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from multimae_eo.errors import ConfigError, UnknownNameError
 from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions
 from multimae_eo.modalities import Modality
 from multimae_eo.raster import Batch, OwnGrids, Raster, flip, pad
-from multimae_eo.tasks.examples import TRAIN, Steps, philox
+from multimae_eo.tasks.examples import TRAIN, Steps, loader, philox
 
 
 class LabelledExample(NamedTuple):
@@ -251,7 +251,7 @@ class LabelledData(lightning.LightningDataModule):
         rows = np.arange(len(self.setup_.source.ids["train"]))
         steps = Steps(rows, batch_size=self.batch_size, steps=trainer.max_steps, seed=self.options.seed)
         examples = LabelledExamples(self.setup_, "train", options=self.options.data, seed=self.options.seed)
-        return load(examples, steps, self.options.data.workers, collate)
+        return loader(examples, steps, self.options.data.workers, collate)
 
     def val_dataloader(self) -> DataLoader[list[LabelledExample]]:
         return in_order(self.setup_, "valid", self.batch_size, self.options.data.workers)
@@ -262,16 +262,5 @@ def in_order(setup: Setup, split: SplitName, size: int, workers: int) -> DataLoa
     examples = LabelledExamples(setup, split)
     rows = range(len(examples))
     batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
-    return load(examples, batches, workers, by_size)
+    return loader(examples, batches, workers, by_size)
 
-
-def load(examples: LabelledExamples, batches: object, workers: int, collate_fn: Callable[..., Any]) -> DataLoader[Any]:
-    """A loader of batches of (epoch, row)."""
-    return DataLoader(
-        examples,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=collate_fn,
-    )
