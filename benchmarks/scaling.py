@@ -1,6 +1,6 @@
-"""The same run in 1, 2 and 4 processes (DDP over gloo): equal losses and predictions for one global batch.
+"""The same run in one process and in several (DDP and FSDP over gloo): equal losses and predictions for one global batch.
 
-    python benchmarks/scaling.py [--json FILE] [--steps 50] [--processes 1,2,4] [--batch 8]
+    python benchmarks/scaling.py [--json FILE] [--steps 50] [--runs ddp:2,ddp:4,fsdp:2] [--batch 8]
 
 Every third tile has no elevation, every fourth no land cover, every fifth no optical image, so that the counts of a
 loss differ from process to process. Weights are compared but for the biases of keys, whose gradient is rounding noise
@@ -30,24 +30,23 @@ from multimae_eo.tasks.examples import VALIDATE, ExampleSource, Prepare
 VISIBLE = 49
 
 
-def main(steps: int, processes: list[int], batch: int, path: Path | None) -> None:
+def main(steps: int, several: list[str], batch: int, path: Path | None) -> None:
     """Print the table."""
     table = Table(f"{steps} steps of {batch} samples, some of which lack modalities, against one process")
     with tempfile.TemporaryDirectory() as folder:
         world = generate(folder, tiles=80, val_fraction=0.2)
         take_out(world / f"{world.name}.h5")
         runs = {}
-        for number in dict.fromkeys([1, *processes]):
-            out = Path(folder) / str(number)
+        for name in ("ddp:1", *several):
+            strategy, number = name.split(":")
+            out = Path(folder) / name.replace(":", "")
             began = time.perf_counter()
-            train(world, out, number, steps, batch)
-            table.value(f"{number} processes: seconds, starting included", time.perf_counter() - began, "s")
-            runs[number] = losses(out), predictions(out, world), weights(out)
-        for number in [n for n in runs if n != 1]:
-            for what, one, other in zip(("losses", "predictions", "weights"), runs[1], runs[number], strict=True):
-                table.value(
-                    f"{number} processes: largest difference of {what}, over their scale", apart(one, other), ""
-                )
+            train(world, out, strategy, int(number), steps, batch)
+            table.value(f"{name}: seconds, starting included", time.perf_counter() - began, "s")
+            runs[name] = losses(out), predictions(out, world), weights(out)
+        for name in several:
+            for what, one, other in zip(("losses", "predictions", "weights"), runs["ddp:1"], runs[name], strict=True):
+                table.value(f"{name}: largest difference of {what}, over their scale", apart(one, other), "")
     table.finish(path)
 
 
@@ -58,7 +57,7 @@ def take_out(path: Path) -> None:
             file[name][every - 1 :: every] = ARRAYS[name].missing
 
 
-def train(world: Path, out: Path, processes: int, steps: int, batch: int) -> None:
+def train(world: Path, out: Path, strategy: str, processes: int, steps: int, batch: int) -> None:
     """Pre-train with the command line."""
     options = {
         "data.root": world,
@@ -72,6 +71,7 @@ def train(world: Path, out: Path, processes: int, steps: int, batch: int) -> Non
         "optim.lr": 0.01,
         "trainer.accelerator": "cpu",
         "trainer.devices": processes,
+        "trainer.strategy": strategy,
         "trainer.threads": 1,
         "trainer.val_every": steps,
         "trainer.save_every": steps,
@@ -122,5 +122,5 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, steps=50, processes="1,2,4", batch=8)
-    main(given.steps, [int(n) for n in given.processes.split(",")], given.batch, given.json)
+    given = arguments(__doc__, steps=50, runs="ddp:2,ddp:4,fsdp:2", batch=8)
+    main(given.steps, given.runs.split(","), given.batch, given.json)

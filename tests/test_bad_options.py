@@ -105,6 +105,11 @@ NUMBERS = [
         ["'{out}' holds a run", "--resume true", "another --out"],
         write("out/metrics.csv", ""),
     ),
+    Case(
+        "a moving average of parts",
+        train("--trainer.strategy", "fsdp", "--optim.ema", "0.9"),
+        ["optim.ema", "trainer.strategy fsdp", "leave out one"],
+    ),
     Case("out is a file", train(), ["'{out}'", "folder"], write("out", "")),
 ]
 

@@ -83,7 +83,8 @@ def test_the_memory_of_a_worker(tmp_path):
 
 @pytest.mark.slow
 def test_processes_change_no_number(tmp_path):
-    rows = run("scaling", tmp_path, "--steps", "50", "--processes", "2,4")
-    for number in (2, 4):
+    several = ("ddp:2", "ddp:4", "fsdp:2", "fsdp:4")
+    rows = run("scaling", tmp_path, "--steps", "50", "--runs", ",".join(several))
+    for name in several:
         for what in ("losses", "predictions", "weights"):
-            assert rows[f"{number} processes: largest difference of {what}, over their scale"]["value"] < 1e-5
+            assert rows[f"{name}: largest difference of {what}, over their scale"]["value"] < 1e-5

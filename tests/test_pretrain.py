@@ -107,10 +107,12 @@ def test_a_run_is_not_overwritten(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [7, 12, 17])
-def test_a_killed_process_resumes_to_the_bit(world, tmp_path, rows):
+@pytest.mark.parametrize(("rows", "strategy"), [(7, "ddp"), (12, "ddp"), (17, "ddp"), (12, "fsdp")])
+def test_a_killed_process_resumes_to_the_bit(world, tmp_path, rows, strategy):
     command = [*COMMAND, "--data.root", str(world), "--trainer.devices", "1", "--data.workers", "1"]
-    command += shlex.split("--optim.steps 16 --trainer.val_every 5 --trainer.save_every 5")
+    command += shlex.split(
+        f"--optim.steps 16 --trainer.val_every 5 --trainer.save_every 5 --trainer.strategy {strategy}"
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run([*command, "--out", str(whole)], check=True)
     process = subprocess.Popen([*command, "--out", str(broken)])

@@ -1,6 +1,7 @@
 """The command line: options are typed dataclasses, work is imported only when it starts, user errors exit with 2."""
 
 import difflib
+import os
 import re
 import sys
 import time
@@ -119,6 +120,8 @@ def _pretrain(options: PretrainOptions) -> None:
 
     began = time.perf_counter()
     pretrain(options)
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # what other processes of the run would say again
+        return
     print(f"Done in {time.perf_counter() - began:.0f} s. The model is in {options.out}/checkpoint.")
     if options.trainer.panels > 0:
         print(f"Look at {options.out}/reconstruction.png and curves.png.")

@@ -152,6 +152,7 @@ class TrainerOptions:
         devices: number of devices per node, or "auto".
         nodes: number of nodes.
         threads: of torch on the CPU; by default torch's own number.
+        strategy: "ddp" keeps the whole model on every device, "fsdp" a part of it (FSDP2), for models that need it.
         precision: the paper used fp16; bf16 needs no loss scaling.
         compile: compile the step (torch.compile): faster from the second step on, the first takes a minute or more.
         grad_checkpointing: compute encoder blocks again in the backward pass: less memory, a third more arithmetic.
@@ -167,6 +168,7 @@ class TrainerOptions:
     devices: int | str = "auto"
     nodes: int = 1
     threads: int | None = None
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: bool = False
     grad_checkpointing: bool = False

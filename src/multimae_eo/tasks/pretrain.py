@@ -15,6 +15,7 @@ from multimae_eo.optim import parameter_groups
 from multimae_eo.options import PretrainOptions
 from multimae_eo.raster import Batch, rows
 from multimae_eo.tasks.examples import Examples, Prepare
+from multimae_eo.tasks.sharding import is_sharded, shard
 from multimae_eo.tasks.stepping import SteppedTask, parts
 
 
@@ -51,15 +52,21 @@ class PretrainTask(SteppedTask):
         self._pending: Pending | None = None
         self.model.encoder.grad_checkpointing = options.trainer.grad_checkpointing
         self._begin, self._totals = self.begin, self.totals
+        self.sharded = options.trainer.strategy == "fsdp"
         if options.trainer.compile:  # but not validation, whose last batch is smaller
             compiled = partial(torch.compile, fullgraph=True, dynamic=False)
-            self._begin, self._totals = compiled(self.begin), compiled(self.totals)
+            self._begin = compiled(self.begin)
+            self._totals = self.totals if self.sharded else compiled(self.totals)
 
     @property
     def metric_names(self) -> list[str]:
         """The columns of metrics.csv."""
         train = ["train/loss", *(f"train/{n}" for n in self.names), "train/lr", "train/grad_norm", "train/skipped"]
         return [*train, "val/loss", *(f"val/{n}" for n in self.names)]
+
+    def configure_model(self) -> None:
+        if self.sharded and not is_sharded(self.model):
+            shard(self.model.to(self.trainer.strategy.root_device), self.weights, compiled=self.options.trainer.compile)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim = self.options.optim

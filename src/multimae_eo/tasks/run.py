@@ -14,10 +14,12 @@ from multimae_eo.data.mmearth import read_statistics
 from multimae_eo.data.packed import open_tiles
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.masking import place_mask
+from multimae_eo.model import MultiMAE
 from multimae_eo.options import MaskOptions, PretrainOptions, check
 from multimae_eo.tasks.examples import VALIDATE, ExampleSource, Prepare, PretrainData, spread
 from multimae_eo.tasks.pretrain import PretrainTask, state_path
 from multimae_eo.tasks.rows import Rows, truncate
+from multimae_eo.tasks.sharding import strategy_for, whole
 from multimae_eo.tasks.trainer import make_trainer, write_options
 
 
@@ -35,6 +37,10 @@ def build(options: PretrainOptions) -> tuple[PretrainTask, PretrainData]:
     check(options)
     if options.data.root is None:
         raise ConfigError("data.root is not set; give the folder of a data set in the MMEarth layout.")
+    if options.trainer.strategy == "fsdp" and options.optim.ema is not None:
+        raise ConfigError(
+            "optim.ema keeps a copy of all weights, and trainer.strategy fsdp cuts them up; leave out one."
+        )
     draft = options.model.config()
     modalities = read_statistics(options.data.root, draft.modalities.values())
     config = options.model.config(modalities)
@@ -98,6 +104,7 @@ def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> l
         out=options.out,
         devices=run.devices,
         nodes=run.nodes,
+        strategy=strategy_for(run.strategy),
         steps=steps,
         val_every=run.val_every,
         log_every=run.log_every,
@@ -152,30 +159,31 @@ class Panels(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         assert isinstance(task, PretrainTask)
+        model = whole(task.model)
         if trainer.is_global_zero:
             step = trainer.global_step if trainer.state.fn == "fit" else task.start_step
             data = trainer.datamodule  # type: ignore[attr-defined]
-            draw(task, data, self.number, self.folder / f"step_{step:07d}.png", title=f"step {step}")
+            draw(task, model, data, self.number, self.folder / f"step_{step:07d}.png", title=f"step {step}")
 
 
-def draw(task: PretrainTask, data: PretrainData, number: int, path: Path, *, title: str) -> None:
+def draw(task: PretrainTask, model: MultiMAE, data: PretrainData, number: int, path: Path, *, title: str) -> None:
     """A reconstruction picture of validation tiles, evenly spread over the split."""
     chosen = spread(data.rows["val"], number)
     examples = data.examples(VALIDATE).__getitems__([(0, row) for row in chosen])
     names = [data.tiles.tile_id(row) for row in chosen]
     batch, mask = task.prepare(examples.to(task.device))
-    visualize.save_panels(task.model, batch, mask, path, names=names, title=title)
+    visualize.save_panels(model, batch, mask, path, names=names, title=title)
 
 
 def finish(options: PretrainOptions, task: PretrainTask, data: PretrainData, trainer: lightning.Trainer) -> None:
     """Write the checkpoint directory and the last pictures, once."""
+    model = whole(task.model)
     if not trainer.is_global_zero:
         return
-    checkpoint.save(task.model, options.out / "checkpoint", extra={"steps": trainer.global_step, "seed": options.seed})
+    checkpoint.save(model, options.out / "checkpoint", extra={"steps": trainer.global_step, "seed": options.seed})
     if options.trainer.panels > 0:
-        draw(
-            task, data, options.trainer.panels, options.out / "reconstruction.png", title=f"step {trainer.global_step}"
-        )
+        title = f"step {trainer.global_step}"
+        draw(task, model, data, options.trainer.panels, options.out / "reconstruction.png", title=title)
         visualize.save_curves(options.out / "metrics.csv", options.out / "curves.png")
 
 

@@ -263,4 +263,3 @@ def in_order(setup: Setup, split: SplitName, size: int, workers: int) -> DataLoa
     rows = range(len(examples))
     batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
     return loader(examples, batches, workers, by_size)
-

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multimae_eo.errors import DivergedError
 from multimae_eo.optim import learning_rate
+from multimae_eo.tasks.sharding import synchronise, together
 
 
 class Optim(Protocol):
@@ -45,7 +46,7 @@ class SteppedTask(lightning.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         parameters = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+        norm = together(torch.nn.utils.get_total_norm([p.grad for p in parameters]))  # type: ignore[misc]
         bad = (~norm.isfinite()).float()
         if self.optim.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
@@ -88,6 +89,8 @@ class SteppedTask(lightning.LightningModule):
         wrapped: Any = self.trainer.model
         if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
             wrapped.require_backward_grad_sync = wanted
+        for child in self.children():
+            synchronise(child, wanted)
 
 
 def parts(number: int, wanted: int) -> list[slice]:

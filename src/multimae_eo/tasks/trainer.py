@@ -17,6 +17,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 
 from multimae_eo.errors import ConfigError
 
@@ -41,6 +42,7 @@ def make_trainer(
     callbacks: Sequence[Callback],
     devices: int | str = 1,
     nodes: int = 1,
+    strategy: Strategy | str = "auto",
 ) -> lightning.Trainer:
     """A Trainer for one pass over a stream of `steps` batches, validating every `val_every`; raises ConfigError."""
     quiet()
@@ -53,6 +55,7 @@ def make_trainer(
             accelerator=run.accelerator,
             devices=devices,
             num_nodes=nodes,
+            strategy=strategy,
             precision=run.precision,
             max_steps=steps,
             max_epochs=1,
@@ -99,6 +102,8 @@ def quiet() -> None:
         ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one wanted
         ".*is smaller than the logging interval.*",  # short runs log less
         ".*your dataloader is not resumable.*",  # its batches are a function of the step, and it skips those done
+        ".*It is recommended to use .*sync_dist=True.*",  # figures are summed over devices before they are logged
+        ".*WeightAveraging doesn't support sharding.*",  # `build` keeps the two apart
         ".*LeafSpec.* is deprecated.*",  # lightning 2.6 with torch 2.13
         ".*loading a checkpoint outside the 'fit' stage.*",  # validation of a resumed moving average
     ):
