@@ -1,4 +1,4 @@
-"""The same run in one process and in several (DDP and FSDP over gloo): equal losses and predictions for one global batch.
+"""One run in one process and in several (DDP and FSDP over gloo): equal losses and predictions for one global batch.
 
     python benchmarks/scaling.py [--json FILE] [--steps 50] [--runs ddp:2,ddp:4,fsdp:2] [--batch 8]
 
