@@ -14,8 +14,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from multimae_eo import __version__
 from multimae_eo.data.import_options import ImportOptions
-from multimae_eo.errors import MultiMAEError, reason
+from multimae_eo.errors import IncompleteError, MultiMAEError, reason
 from multimae_eo.finetune_options import EvaluateOptions, FinetuneOptions, GeobenchOptions, ProbeOptions
+from multimae_eo.maps.options import EmbedOptions, FillOptions, PredictOptions
 from multimae_eo.modalities import PAPER_INPUTS, get_modality, parse_view
 from multimae_eo.options import PretrainOptions, demo_options
 
@@ -62,16 +63,17 @@ class SynthesizeOptions:
 
     Args:
         out: folder to write the data set into.
-        layout: mmearth, for pre-training; or geobench: three labelled data sets over the same tiles of another world.
-        name: of the data set; those of geobench have names of their own.
-        tiles: number of tiles.
-        tile_px: edge of a tile in pixels of 10 m.
+        layout: mmearth, for pre-training; geobench: three labelled data sets over the same tiles of another world;
+            scene: GeoTIFFs of one place, to make maps of.
+        name: of the data set or scene; those of geobench have names of their own.
+        tiles: number of tiles; a scene is one.
+        tile_px: edge of a tile, or of the scene, in pixels of 10 m.
         seed: decides the world.
         workers: processes; default: one per core.
     """
 
     out: Path = Path("data")
-    layout: Literal["mmearth", "geobench"] = "mmearth"
+    layout: Literal["mmearth", "geobench", "scene"] = "mmearth"
     name: str = "synthetic"
     tiles: int = 1000
     tile_px: int = 64
@@ -185,8 +187,11 @@ class TimeLeft:
 
 
 def _synthesize(options: SynthesizeOptions) -> None:
-    from multimae_eo.data.synthetic import generate, generate_downstream
+    from multimae_eo.data.synthetic import generate, generate_downstream, generate_scene
 
+    if options.layout == "scene":
+        print(f"Wrote {generate_scene(options.out, options.name, seed=options.seed, tile_px=options.tile_px)}.")
+        return
     world = {key: getattr(options, key) for key in ("tiles", "tile_px", "seed", "workers")}
     if options.layout == "geobench":
         print(f"Wrote {generate_downstream(options.out, **world, progress=TimeLeft())}.")
@@ -238,6 +243,25 @@ def _geobench(options: GeobenchOptions) -> None:
     print(f"Wrote {run_geobench(options)}; look at {options.out}/report.html.")
 
 
+def _predict(options: PredictOptions) -> None:
+    from multimae_eo.maps.predict import predict_map
+
+    print(f"Wrote {predict_map(options)}.")
+
+
+def _embed(options: EmbedOptions) -> None:
+    from multimae_eo.maps.embed import embed_scene
+
+    written = embed_scene(options)
+    print(f"Wrote {written}." + (f" Look at {options.out.with_suffix('.png')}." if options.preview else ""))
+
+
+def _fill(options: FillOptions) -> None:
+    from multimae_eo.maps.fill import fill_scene
+
+    print(f"Wrote {fill_scene(options)}.")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "pretrain": (PretrainOptions, _pretrain),
     "reconstruct": (ReconstructOptions, _reconstruct),
@@ -245,6 +269,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate": (EvaluateOptions, _evaluate),
     "probe": (ProbeOptions, _probe),
     "geobench": (GeobenchOptions, _geobench),
+    "predict": (PredictOptions, _predict),
+    "embed": (EmbedOptions, _embed),
+    "fill": (FillOptions, _fill),
     "convert": (ConvertOptions, _convert),
     "import": (ImportOptions, _import),
     "pack": (PackOptions, _pack),
@@ -299,11 +326,24 @@ def build_parser() -> Parser:
 
 
 def as_parsed(arguments: list[str]) -> list[str]:
-    """Arguments as jsonargparse spells them: options with underscores, repeated ones with +, flags with a value."""
+    """Arguments as jsonargparse spells them: options with underscores, repeated ones with +, flags with a value.
+
+    A source, `--source NAME=PATH`, is spelt out, and the second word of a command that maps is its scene.
+    """
+    arguments = list(arguments)
+    for i, argument in enumerate(arguments):
+        if argument == "--source" and "=" in "".join(arguments[i + 1 : i + 2]):
+            name, _, path = arguments[i + 1].partition("=")
+            arguments[i : i + 2] = [f"--source.{name}.path={path}", ""]
+    arguments = [a for a in arguments if a]
+    if arguments[:1] in (["embed"], ["fill"]) and len(arguments) > 2 and not arguments[2].startswith("-"):
+        arguments.insert(2, "--scene")
     spelt = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
-        if name.startswith("--"):
+        if name.startswith("--source."):
+            pass  # names of sources are the user's own
+        elif name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
             name += "+" * (name == "--drop")
             if name == "--all_subsets" and not equals and following not in ("true", "false"):
@@ -322,6 +362,9 @@ def main(arguments: list[str] | None = None) -> None:
     options, run = COMMANDS[name]
     try:
         run(options(**{key: getattr(chosen, key) for key in vars(chosen)}))
+    except IncompleteError as error:
+        print(f"incomplete: {error}", file=sys.stderr)
+        raise SystemExit(3) from None
     except MultiMAEError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -52,6 +52,14 @@ class DivergedError(MultiMAEError):
     """The loss or its gradient was not finite for too many steps in a row."""
 
 
+class WriteError(MultiMAEError):
+    """A result could not be written: the disk is full or went away. What is finished is kept."""
+
+
+class IncompleteError(MultiMAEError):
+    """A result is written, but a part of what it is made of could not be read; the command line exits with 3."""
+
+
 def reason(error: BaseException) -> str:
     """The message of a user error; of one raised in a loading process, without that process's traceback."""
     text = str(error)

@@ -279,20 +279,23 @@ class MultiMAE(nn.Module):
         self.decoders = nn.ModuleDict({str(v): Decoder(v, config) for v in config.target_views})
         self.decoder_positions = positions(config, config.decoder_dim, "bilinear")
 
-    def forward(self, batch: Batch, mask: TokenMask) -> dict[str, Float[Tensor, "b c h w"]]:
+    def forward(
+        self, batch: Batch, mask: TokenMask, *, only: Sequence[str] | None = None
+    ) -> dict[str, Float[Tensor, "b c h w"]]:
         """batch: rasters in physical units -> {view: network numbers} on the grid of the view's modality.
 
-        Modalities that are no inputs are ignored, absent inputs count as valid nowhere.
+        Modalities that are no inputs are ignored, absent inputs count as valid nowhere. only: views to predict; all by
+        default.
         """
         encoded = self.encoder(batch, mask)
         shared, predicted = self._shared(layout_of(self.config, batch), mask), {}
         for exact in (False, True):
-            decoders = {view: decoder for view, decoder in self.views() if decoder.full_precision == exact}
+            decoders = {v: d for v, d in self.views() if d.full_precision == exact and (only is None or v in only)}
             with torch.autocast(encoded.device.type, enabled=False) if exact else nullcontext():
                 x = encoded.float() if exact else encoded
                 for (view, decoder), seen in zip(decoders.items(), project(x, decoders.values()), strict=True):
                     predicted[view] = decoder(seen, shared)
-        return {view: predicted[view] for view, _ in self.views()}
+        return {view: predicted[view] for view, _ in self.views() if view in predicted}
 
     def _shared(self, layout: TokenLayout, mask: TokenMask) -> Shared:
         table = self.decoder_positions(layout.grid)

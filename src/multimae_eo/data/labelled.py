@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
 
 from multimae_eo.config import TaskName
 from multimae_eo.errors import ConfigError, DataError, StatisticsError
@@ -206,14 +208,29 @@ def rasters(
     sample: Sample, about: Description, modalities: Mapping[str, Modality], products: Mapping[str, int]
 ) -> Batch:
     """The rasters of one sample, [c, h, w] on its own 10 m frame; bands that the data set lacks are invalid."""
-    channel = {band: i for i, band in enumerate(about.bands)}
-    size = sample.values.shape[-2:]
+    values, valid = torch.from_numpy(sample.values).float(), torch.from_numpy(sample.valid)
+    return by_modality(values, valid, about.bands, modalities, products)
+
+
+def by_modality(
+    values: Shaped[Tensor, "*b c h w"],
+    valid: Bool[Tensor, "*b c h w"],
+    bands: Sequence[str],
+    modalities: Mapping[str, Modality],
+    products: Mapping[str, int],
+) -> Batch:
+    """The rasters of images whose channels are these bands; bands of a modality that they lack are valid nowhere.
+
+    products: the index of the product that each modality is read as.
+    """
+    channel = {band: i for i, band in enumerate(bands)}
+    *leading, _, height, width = values.shape
+    nothing = values.new_zeros(*leading, height, width)
     batch = {}
     for name, modality in modalities.items():
-        values = np.zeros((len(modality.bands), *size), np.float32)
-        valid = np.zeros(values.shape, bool)
-        for i, band in enumerate(modality.bands):
-            if band in channel:
-                values[i], valid[i] = sample.values[channel[band]], sample.valid[channel[band]]
-        batch[name] = Raster(torch.from_numpy(values), torch.from_numpy(valid), torch.tensor(products[name]))
+        places = [channel.get(band) for band in modality.bands]
+        own = [nothing if i is None else values[..., i, :, :] for i in places]
+        there = [nothing.bool() if i is None else valid[..., i, :, :] for i in places]
+        product = torch.full(tuple(leading), products[name], dtype=torch.int64, device=values.device)
+        batch[name] = Raster(torch.stack(own, dim=-3), torch.stack(there, dim=-3), product)
     return batch

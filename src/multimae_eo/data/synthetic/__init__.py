@@ -5,7 +5,8 @@ Its constants are set by what is plausible on Earth, not by what a model makes o
 """
 
 from multimae_eo.data.synthetic.downstream import generate_downstream
+from multimae_eo.data.synthetic.scene import generate_scene
 from multimae_eo.data.synthetic.world import make_tile
 from multimae_eo.data.synthetic.writing import generate
 
-__all__ = ["generate", "generate_downstream", "make_tile"]
+__all__ = ["generate", "generate_downstream", "generate_scene", "make_tile"]

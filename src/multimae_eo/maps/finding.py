@@ -1,0 +1,282 @@
+"""What a source holds: bands by name in a file, a folder, NetCDF, Zarr or a STAC item, and what is said of it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multimae_eo.data.geotiff_source import SKIPPED
+from multimae_eo.errors import ConfigError, DataError, UnknownNameError
+from multimae_eo.maps.layers import open_file
+from multimae_eo.maps.options import SourceOptions
+from multimae_eo.modalities import MODALITIES, canonical_band
+
+FILES = (".tif", ".tiff", ".jp2")
+_PRODUCTS = tuple(dict.fromkeys(p for m in MODALITIES.values() for p in m.products))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one band is: a file and its number from 1, or a variable of a data set. nodata: as the place states it."""
+
+    where: str
+    index: int = 1
+    nodata: float | None = None
+
+
+@dataclass
+class Found:
+    """One source, looked into.
+
+    places: of bands by canonical name, and of other layers (scene classes) under their own names; tags: what it states,
+    names in lower case; cube, item: an opened xarray data set, or a STAC item.
+    """
+
+    name: str
+    options: SourceOptions
+    places: dict[str, Place]
+    tags: dict[str, str] = field(default_factory=dict)
+    cube: Any = None
+    item: Any = None
+
+    @property
+    def product(self) -> str | None:
+        """What the values are of, as the options, the name, the path or the tags say."""
+        if self.options.product is not None:
+            return self.options.product
+        said = [self.name, Path(self.options.path).name, *(self.tags.get(k, "") for k in ("product", "collection"))]
+        for text in said:
+            for product in _PRODUCTS:
+                if re.search(rf"(?<![A-Za-z0-9])(S2|s2|MSI)?[_-]?({product}|{product.lower()})(?![A-Za-z0-9])", text):
+                    return product
+        return None
+
+    @property
+    def date(self) -> str | None:
+        """The day of the image, YYYY-MM-DD, where anything says so."""
+        if self.options.date is not None:
+            return self.options.date
+        for key in ("datetime", "date", "acquisition_date", "sensing_time"):
+            if match := re.match(r"\d{4}-\d\d-\d\d", self.tags.get(key, "")):
+                return match.group()
+        if match := re.search(r"(?<!\d)(20\d\d)(\d\d)(\d\d)(T\d{6}|(?!\d))", Path(self.options.path).name):
+            return "-".join(match.groups()[:3])
+        return None
+
+    @property
+    def says(self) -> str:
+        """The source in a message."""
+        return f"source '{self.name}' ('{self.options.path}')"
+
+
+def look(name: str, options: SourceOptions, given: Any = None) -> Found:
+    """Look into a source; raises DataError, ConfigError.
+
+    given: an xarray data set or a STAC item that is open already.
+    """
+    path = Path(options.path)
+    found = Found(name, options, {})
+    if given is not None and not hasattr(given, "data_vars"):
+        return _item(found, given)
+    if given is not None or path.suffix.lower() in (".nc", ".zarr"):
+        return _cube(found, given)
+    if "://" not in options.path and not path.exists():
+        raise DataError(f"{found.says} does not exist.")
+    if path.suffix.lower() == ".json":
+        return _item(found, _read_item(path))
+    if path.is_dir():
+        return _folder(found, path)
+    return _file(found, options.path)
+
+
+def _file(found: Found, path: str) -> Found:
+    names = found.options.bands
+    with open_file(path) as dataset:
+        stated = [d or "" for d in dataset.descriptions]
+        if names is None and dataset.count == 1 and _known(stated[0]) is None:
+            names = [found.name if _known(found.name) else Path(path).stem]
+        if names is None and not any(_known(n) for n in stated):
+            raise DataError(
+                f"{found.says} does not describe its {dataset.count} bands; name them in file order: "
+                f"--source.{found.name}.bands '[B02, B03, ...]', '{SKIPPED}' for one to leave out."
+            )
+        names = names if names is not None else stated
+        if len(names) != dataset.count:
+            raise ConfigError(
+                f"{found.says}: bands names {len(names)} ({', '.join(names)}), but it has {dataset.count}."
+            )
+        for index, text in enumerate(names, 1):
+            if text != SKIPPED:
+                _add(found, text, Place(path, index, dataset.nodatavals[index - 1]), found.options.bands is not None)
+        found.tags |= {k.lower(): v for space in ("IMAGERY", None) for k, v in dataset.tags(ns=space).items()}
+    return found
+
+
+def _folder(found: Found, folder: Path) -> Found:
+    """One file per band; of a band in several resolutions the finest."""
+    candidates: dict[str, list[tuple[float, Path, float | None]]] = {}
+    inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in FILES and "QI_DATA" not in p.parts)
+    for path in inside:
+        parts = [p for p in re.split(r"[_.]", path.stem) if p]
+        names = [n for p in reversed(parts) if (n := _known(p) or (p if p == "SCL" else None))]
+        if names:
+            with open_file(path) as dataset:
+                candidates.setdefault(names[0], []).append((abs(dataset.transform.a), path, dataset.nodatavals[0]))
+                found.tags |= {k.lower(): v for k, v in dataset.tags().items()}
+    for name, several in candidates.items():
+        _, path, nodata = min(several, key=lambda c: c[:2])
+        found.places[name] = Place(str(path), 1, nodata)
+    if not found.places:
+        raise DataError(
+            f"{found.says}: expected files named after a band (..._B04_10m.jp2, B04.tif), found {len(inside)} other "
+            f"rasters ({', '.join(FILES)}). Name a file instead."
+        )
+    if match := re.search(r"_N(\d{2})(\d{2})_", folder.name):
+        found.tags.setdefault("processing_baseline", f"{match[1]}.{match[2]}")
+    return found
+
+
+def _cube(found: Found, given: Any) -> Found:
+    xarray = import_extra("xarray", "reads NetCDF and Zarr")
+    import_extra("odc.geo.xr", "says where a data set lies")
+    cube = given
+    if cube is None:
+        if not Path(found.options.path).exists():
+            raise DataError(f"{found.says} does not exist.")
+        try:
+            cube = xarray.open_dataset(found.options.path, decode_coords="all", mask_and_scale=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{found.says} cannot be read as NetCDF or Zarr: {str(error).splitlines()[0]}.") from error
+    found.cube = _one_time(found, cube)
+    found.tags |= {str(k).lower(): str(v) for k, v in cube.attrs.items()}
+    dims = set(found.cube.odc.spatial_dims or ())
+    variables = [str(name) for name, v in found.cube.data_vars.items() if dims and set(v.dims) == dims]
+    names = found.options.bands or variables
+    if found.options.bands is not None and len(names) != len(variables):
+        raise ConfigError(
+            f"{found.says}: bands names {len(names)}, but there are {len(variables)}: {', '.join(variables)}."
+        )
+    for text, variable in zip(names, variables, strict=True):
+        if text == SKIPPED:
+            continue
+        attrs = found.cube[variable].attrs | found.cube[variable].encoding
+        nodata = attrs.get("_FillValue", attrs.get("nodata"))
+        _add(
+            found, text, Place(variable, 1, None if nodata is None else float(nodata)), found.options.bands is not None
+        )
+    return found
+
+
+def _one_time(found: Found, cube: Any) -> Any:
+    times = [d for d in cube.dims if d in ("time", "t")]
+    if not times:
+        return cube
+    (time,) = times
+    if found.options.date is not None:
+        days = [str(v)[:10] for v in cube[time].values]
+        if found.options.date not in days:
+            raise ConfigError(f"{found.says}: no time step of date {found.options.date}; it has {', '.join(days)}.")
+        return cube.isel({time: days.index(found.options.date)})
+    if cube.sizes[time] > 1:
+        days = [str(v)[:10] for v in cube[time].values]
+        raise ConfigError(
+            f"{found.says} has {len(days)} time steps; choose one: --source.{found.name}.date {days[0]} to {days[-1]}."
+        )
+    return cube.isel({time: 0})
+
+
+def _read_item(path: Path) -> Any:
+    pystac = import_extra("pystac", "reads STAC items")
+    try:
+        return pystac.Item.from_file(str(path))
+    except (ValueError, KeyError, pystac.STACError) as error:
+        raise DataError(f"'{path}' is no STAC item: {error}.") from error
+
+
+def _item(found: Found, item: Any) -> Found:
+    import_extra("odc.stac", "reads STAC items")
+    found.item = item
+    for key, asset in item.assets.items():
+        about: dict[str, Any] = next(iter(asset.extra_fields.get("eo:bands", asset.extra_fields.get("bands", []))), {})
+        stated = (key, about.get("name", ""), about.get("common_name", about.get("eo:common_name", "")))
+        name = next((n for s in stated if (n := _known(s))), "SCL" if key.upper() == "SCL" else None)
+        if name and name not in found.places:
+            raster: dict[str, Any] = next(iter(asset.extra_fields.get("raster:bands", [])), {})
+            nodata = raster.get("nodata")
+            found.places[name] = Place(key, 1, None if nodata is None else float(nodata))
+    found.tags |= {str(k).lower().removeprefix("s2:"): str(v) for k, v in item.properties.items()}
+    found.tags["collection"] = str(item.collection_id or "")
+    if str(item.properties.get("earthsearch:boa_offset_applied", "")).lower() == "true":
+        found.tags.pop("processing_baseline", None)
+        found.tags["offset"] = "off"
+    return found
+
+
+def _add(found: Found, text: str, place: Place, strict: bool) -> None:
+    """Take a band up; one whose name is not known only where it was asked for by the user."""
+    name = canonical_band(text) if strict and text.upper() != "SCL" else _known(text)
+    if name is None and text:
+        name = text
+    if name:
+        if name in found.places:
+            raise ConfigError(f"{found.says} has two bands '{name}'.")
+        found.places[name] = place
+
+
+def _known(text: str) -> str | None:
+    with suppress(UnknownNameError):
+        return canonical_band(text)
+    for part in re.split(r"[:_. -]", text):  # "S2-L2A-B02"
+        with suppress(UnknownNameError):
+            if re.search(r"\d", part):
+                return canonical_band(part)
+    return None
+
+
+def import_extra(name: str, why: str) -> Any:
+    """A module of the extra `cube`; raises ConfigError where it is not installed."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name.split('.')[0]} {why} and is not installed: pip install 'multimae-eo[cube]'."
+        ) from error
+
+
+def read_scene_file(path: Path) -> Mapping[str, Any]:
+    """The sources of a YAML file: {name: path or options}; a raster or folder is a scene of one source."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return {path.stem: str(path)}
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' is no YAML file that can be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"'{path}': expected sources as 'name: path' or 'name: {{path: ..., bands: [...]}}'.")
+    return {str(name): value for name, value in _sources(path, content)}
+
+
+def _sources(path: Path, content: Mapping[Any, Any]) -> Iterator[tuple[str, str | SourceOptions]]:
+    known = SourceOptions.__dataclass_fields__
+    for name, value in content.items():
+        if isinstance(value, str):
+            yield str(name), str(path.parent / value) if "://" not in value else value
+            continue
+        if not isinstance(value, dict) or "path" not in value:
+            raise ConfigError(f"'{path}': source '{name}' has no path.")
+        for key in value:
+            if key not in known:
+                raise UnknownNameError(f"option of source '{name}' in '{path}':", str(key), known)
+        yield str(name), SourceOptions(**{**value, "path": str(path.parent / str(value["path"]))})
+
+
+def dumped(tags: Mapping[str, str]) -> str:
+    """Tags as one line of JSON."""
+    return json.dumps(dict(tags), sort_keys=True)

@@ -1,0 +1,110 @@
+"""A mapping run: which scene, which strips are left to compute, and what is said while it runs and where it fails."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from tqdm import tqdm
+
+from multimae_eo import checkpoint
+from multimae_eo.data.geotiff_source import Grid
+from multimae_eo.errors import ConfigError, IncompleteError
+from multimae_eo.maps.finding import read_scene_file
+from multimae_eo.maps.layers import Window
+from multimae_eo.maps.mapping import TileRows
+from multimae_eo.maps.options import SourceOptions, TileOptions, as_sources
+from multimae_eo.maps.scene import Scene
+from multimae_eo.maps.tiling import Tiling, blend, touching
+from multimae_eo.maps.writing import CACHE, Layout, Strips, write_cog
+
+PANEL = 8192  # columns that are worked on at once, so that memory does not grow with the width of a scene
+
+# Blended results [k, h, w], validity [h, w] and where that is -> what is stored, [bands, h, w].
+Encode = Callable[[np.ndarray, np.ndarray, Window], np.ndarray]
+
+
+def map_scene(
+    scene: Scene,
+    rows: TileRows,
+    out: Path,
+    layout: Layout,
+    encode: Encode,
+    *,
+    about: Mapping[str, Any],
+    tiles: TileOptions,
+    grid: Grid | None = None,
+    write: Callable[[Strips, Grid, Layout], Path] = write_cog,
+) -> Path:
+    """Compute all strips of a map that are not finished yet, and write it; raises IncompleteError for damaged sources.
+
+    grid: of the map, where its cells are no pixels of the scene.
+    """
+    grid = grid or scene.grid
+    strips, shape = Strips(out, about), (grid.height, grid.width)
+    panels = [range(left, min(left + PANEL, shape[1])) for left in range(0, shape[1], PANEL)]
+    for note in scene.notes:
+        tqdm.write(note)
+    number = {panel: tiles_in(rows.tiling, range(shape[0]), panel, shape) for panel in panels}
+    with tqdm(total=sum(number.values()), unit=" tiles", disable=not tiles.progress) as bar:
+        rows.computed = bar.update
+        try:
+            for panel in panels:
+                rest = range(strips.done(panel.start), shape[0])
+                bar.update(number[panel] - tiles_in(rows.tiling, rest, panel, shape))
+                for top, values, valid in blend(rows.tiling, rest, panel, shape, rows.row):
+                    window = Window(top, panel.start, *valid.shape)
+                    strips.save(top, panel.start, encode(values, valid, window))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("what is finished is kept; the same command goes on") from None
+        finally:
+            rows.close()
+            scene.close()
+        written = write(strips, grid, layout)
+        strips.discard()
+    if scene.damage:
+        raise IncompleteError(
+            f"'{written}' is written, with no data where a source is damaged: {scene.damage.describe()}."
+        )
+    return written
+
+
+def tiles_in(tiling: Tiling, rows: range, columns: range, shape: tuple[int, int]) -> int:
+    """How many tiles a window of a scene is computed from."""
+    if not len(rows):
+        return 0
+    tops, lefts = (tiling.origins(length) for length in shape)
+    return len(touching(tiling, tops, rows)) * len(touching(tiling, lefts, columns))
+
+
+@contextmanager
+def prepared(tiles: TileOptions) -> Iterator[None]:
+    """The threads of torch, and a cache of GDAL that does not grow with the machine; raises ConfigError."""
+    if tiles.threads is not None:
+        if tiles.threads < 1:
+            raise ConfigError(f"tiles.threads must be 1 or more; got {tiles.threads}.")
+        torch.set_num_threads(tiles.threads)
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
+        yield
+
+
+def sources_of(options: Any) -> dict[str, SourceOptions]:
+    """The sources of a scene file, if there is one, and those given one by one."""
+    given = dict(read_scene_file(options.scene)) if options.scene is not None else {}
+    return as_sources({**given, **options.source})
+
+
+def about(options: Any, scene: Scene) -> dict[str, Any]:
+    """What decides the numbers of a map: options, weights, and the state of the files."""
+    content = {k: v for k, v in dataclasses.asdict(options).items() if k != "out"}
+    content["tiles"] = {k: v for k, v in content["tiles"].items() if k != "progress"}
+    files = sorted({p.where for s in scene.sources for p in s.found.places.values()})
+    stats = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files if Path(f).is_file()]
+    state = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    return {"options": content, "weights": checkpoint.fingerprint(options.checkpoint), "files": state}
