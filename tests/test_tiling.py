@@ -74,7 +74,9 @@ def test_any_window_is_the_same_part_of_the_whole(tiling, height, width, data):
     assert np.allclose(part, whole[window[0].start : window[0].stop, window[1].start : window[1].stop], atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "overlap", "margin", "exact"), [(56, 16, 4, True), (64, 24, 5, True), (56, 16, 0, False)])
+@pytest.mark.parametrize(
+    ("size", "overlap", "margin", "exact"), [(56, 16, 4, True), (64, 24, 5, True), (56, 16, 0, False)]
+)
 def test_blending_is_exact_for_a_convolution_whose_reach_is_the_margin(size, overlap, margin, exact):
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(4, 1, 7, padding=3)]

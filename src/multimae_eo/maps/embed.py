@@ -28,6 +28,7 @@ from multimae_eo.raster import Batch
 from multimae_eo.visualize import MISSING
 
 LARGEST = 127  # of int8; -128 is no data
+ROOM = 1.25  # for what a sample does not show, before numbers are cut off
 SAMPLED = 4096  # cells that scales and principal components are found on
 FORMATS = {".tif": ("int8", "float32"), ".zarr": ("int8", "float16", "float32")}
 FORMATS[".parquet"] = FORMATS[".zarr"]
@@ -56,7 +57,7 @@ def embed_scene(options: EmbedOptions) -> Path:
         )
         grid = coarser(scene.grid, config.patch_size)
         sample = sampled(scene, rows)
-        scales = np.abs(sample).max(axis=0) / LARGEST if options.dtype == "int8" else np.ones(config.dim)
+        scales = ROOM * np.abs(sample).max(axis=0) / LARGEST if options.dtype == "int8" else np.ones(config.dim)
         encode, nodata = encoding(options.dtype, scales)
         tags = {
             "TITLE": "embeddings",
@@ -216,9 +217,9 @@ def write_zarr(strips: Strips, grid: Grid, layout: Layout) -> Path:
             fill_value=layout.nodata,
             dimension_names=("band", "y", "x"),
         )
-        array.attrs.update(
-            {"grid_mapping": "spatial_ref", "_FillValue": layout.nodata if layout.dtype == "int8" else None}
-        )
+        array.attrs["grid_mapping"] = "spatial_ref"
+        if layout.dtype == "int8":
+            array.attrs["_FillValue"] = layout.nodata
         t = grid.transform
         for name, first, step, number in (("y", t.f, t.e, grid.height), ("x", t.c, t.a, grid.width)):
             axis = group.create_array(name, data=first + (np.arange(number) + 0.5) * step, dimension_names=(name,))

@@ -179,7 +179,7 @@ class Filling:
     def _anchored(self, mean: Tensor, places: Sequence[tuple[int, int]], anchor: Anchor) -> tuple[Tensor, Tensor]:
         """Predictions [b, c, h, w] in the anchor's unit, NaN where too little is known, and the scale of each tile."""
         edge = mean.shape[-1]
-        windows = [anchor.scene.read(Window(top, left, edge, edge)) for top, left in places]
+        windows = [anchor.scene.read(Window(top, left, edge, edge), self.target.bands) for top, left in places]
         values, there = (torch.from_numpy(np.stack(part)).to(mean.device) for part in zip(*windows, strict=True))
         pixels = min(anchor.pixels, edge // 2 * 2 - 1)
         smooth = F.avg_pool2d(mean, pixels, stride=1, padding=pixels // 2, count_include_pad=False)
@@ -214,7 +214,7 @@ class Filling:
         """With the values that the scene has, whose deviation is 0."""
         if self.known is None or not self.options.keep:
             return stored
-        values, there = self.known.read(window)
+        values, there = self.known.read(window, self.target.bands)
         number = len(self.target.bands)
         stored[:number] = np.where(there, values, stored[:number])
         stored[number:] = np.where(there, 0, stored[number:])
@@ -227,7 +227,7 @@ class Filling:
             best = np.where(valid, codes[results.argmax(axis=0)], 0)
             unsure = np.where(valid, np.rint((1 - results.max(axis=0)) * STEPS), NO_SHARE)
             if self.known is not None and self.options.keep:
-                values, there = self.known.read(window)
+                values, there = self.known.read(window, self.target.bands)
                 best, unsure = np.where(there[0], values[0], best), np.where(there[0], 0, unsure)
             return np.stack([np.where(best == 0, NO_SHARE, best), unsure]).astype(np.uint8)
 

@@ -147,7 +147,8 @@ def _cube(found: Found, given: Any) -> Found:
         if not Path(found.options.path).exists():
             raise DataError(f"{found.says} does not exist.")
         try:
-            cube = xarray.open_dataset(found.options.path, decode_coords="all", mask_and_scale=False)
+            how = {"engine": "zarr", "consolidated": False} if found.options.path.rstrip("/").endswith(".zarr") else {}
+            cube = xarray.open_dataset(found.options.path, decode_coords="all", mask_and_scale=False, **how)
         except (OSError, ValueError) as error:
             raise DataError(f"{found.says} cannot be read as NetCDF or Zarr: {str(error).splitlines()[0]}.") from error
     found.cube = _one_time(found, cube)

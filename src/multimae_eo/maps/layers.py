@@ -15,6 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import rowcol
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
+from rasterio.warp import transform as warp_points
 from rasterio.windows import Window as RasterWindow
 from rasterio.windows import transform as window_transform
 
@@ -146,9 +147,9 @@ class FileLayer:
             try:
                 raw, known = self._read(dataset, indexes, inside, key[2], alpha)
             except (RasterioError, OSError):
-                edge = max(bottom - top, right - left)
-                if edge > SMALLEST:
-                    todo += pieces(top, left, bottom, right, SMALLEST if edge <= 4 * SMALLEST else 4 * SMALLEST)
+                edge = next((e for e in (4 * SMALLEST, SMALLEST) if not is_inside(top, left, bottom, right, e)), None)
+                if edge is not None:
+                    todo += pieces(top, left, bottom, right, edge)
                 else:
                     self.damage.note(key[0], Window(top, left, bottom - top, right - left))
                 continue
@@ -186,6 +187,7 @@ class FileLayer:
                     height=self.grid.height,
                     resampling=Resampling.nearest if classes else Resampling.bilinear,
                     tolerance=1e-3,  # pixels; the default would depend on where a window begins
+                    **scale_between(dataset.crs, dataset.transform, dataset.shape, self.grid),
                     **({"add_alpha": True} if alpha else {"src_nodata": missing, "nodata": missing}),
                 )
                 dataset = self._files.enter_context(vrt)
@@ -208,9 +210,31 @@ def shift_between(dataset: Any, grid: Grid) -> tuple[int, int] | None:
     return near if abs(row - near[0]) < 1e-3 and abs(column - near[1]) < 1e-3 else None
 
 
+def scale_between(crs: Any, transform: Any, shape: tuple[int, int], grid: Grid) -> dict[str, float]:
+    """How many pixels of a grid one of a source spans, as GDAL's warper is told.
+
+    It would find out from each window, and smooth as if for a coarser grid where a window is long and turned.
+    """
+    height, width = shape
+    corners = [(x, y) for x in (0, width) for y in (0, height)]
+    t = transform
+    xs, ys = zip(*((t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f) for x, y in corners), strict=True)
+    own = (xs[0], ys[0]), (xs[1], ys[1]), (xs[2], ys[2])
+    east, north = warp_points(crs, grid.crs, *zip(*own, strict=True))
+    down = np.hypot(east[1] - east[0], north[1] - north[0]) / height
+    right = np.hypot(east[2] - east[0], north[2] - north[0]) / width
+    pixel = float(np.sqrt(down * right)) / abs(grid.transform.a)
+    return {"XSCALE": pixel, "YSCALE": pixel}
+
+
 def part_of(transform: Any, left: int, top: int) -> Any:
     """The transform of a window that begins at a column and row."""
     return window_transform(RasterWindow(left, top, 1, 1), transform)
+
+
+def is_inside(top: int, left: int, bottom: int, right: int, edge: int) -> bool:
+    """Whether a window lies in one of the squares that begin at multiples of an edge."""
+    return top // edge == (bottom - 1) // edge and left // edge == (right - 1) // edge
 
 
 def pieces(top: int, left: int, bottom: int, right: int, edge: int) -> list[tuple[int, int, int, int]]:
@@ -228,6 +252,7 @@ class CubeLayer:
         box = cube.odc.geobox
         self.crs, self.transform = rasterio.crs.CRS.from_wkt(box.crs.wkt), box.affine
         self.rows, self.columns = box.shape
+        self.scale = scale_between(self.crs, self.transform, (self.rows, self.columns), grid)
         self.dims = cube.odc.spatial_dims
 
     def close(self) -> None:
@@ -256,7 +281,15 @@ class CubeLayer:
             kind = Resampling.nearest if band.classes else Resampling.bilinear
             found = np.full(values.shape[1:], np.nan, np.float32)
             reproject(
-                raw, found, **how, src_nodata=np.nan, dst_nodata=np.nan, resampling=kind, tolerance=1e-3, num_threads=1
+                raw,
+                found,
+                **how,
+                src_nodata=np.nan,
+                dst_nodata=np.nan,
+                resampling=kind,
+                tolerance=1e-3,
+                num_threads=1,
+                **self.scale,
             )
             valid[i] = np.isfinite(found)
             values[i] = np.where(valid[i], found, 0)
@@ -272,7 +305,7 @@ class CubeLayer:
         edge = [(x, y) for x in xs for y in (ys[0], ys[-1])] + [(x, y) for y in ys for x in (xs[0], xs[-1])]
         a = self.grid.transform
         points = [(a.a * x + a.b * y + a.c, a.d * x + a.e * y + a.f) for x, y in edge]
-        east, north = rasterio.warp.transform(self.grid.crs, self.crs, *zip(*points, strict=True))
+        east, north = warp_points(self.grid.crs, self.crs, *zip(*points, strict=True))
         down, right = rowcol(self.transform, east, north, op=np.floor)
         low, high = int(min(down)) - 2, int(max(down)) + 3
         first, last = int(min(right)) - 2, int(max(right)) + 3

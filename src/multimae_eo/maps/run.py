@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def map_scene(
     strips, shape = Strips(out, about), (grid.height, grid.width)
     panels = [range(left, min(left + PANEL, shape[1])) for left in range(0, shape[1], PANEL)]
     for note in scene.notes:
-        tqdm.write(note)
+        tqdm.write(note, file=sys.stderr)
     number = {panel: tiles_in(rows.tiling, range(shape[0]), panel, shape) for panel in panels}
     with tqdm(total=sum(number.values()), unit=" tiles", disable=not tiles.progress) as bar:
         rows.computed = bar.update

@@ -91,10 +91,17 @@ class Scene:
                 return source.found.product
         return modality.products[0] if len(modality.products) == 1 else None
 
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Values float32 in the modalities' units, and validity, [bands, h, w]; beyond the grid nothing is valid."""
-        values, valid = zip(*(source.read(window) for source in self.sources), strict=True)
-        return np.concatenate(values), np.concatenate(valid)
+    def read(self, window: Window, bands: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Values float32 in the modalities' units, and validity, [bands, h, w]; beyond the grid nothing is valid.
+
+        bands: all of these, in this order; by default those of the scene in its own.
+        """
+        parts = zip(*(source.read(window) for source in self.sources), strict=True)
+        values, valid = (np.concatenate(part) for part in parts)
+        if bands is None:
+            return values, valid
+        order = [self.bands.index(band) for band in bands]
+        return values[order], valid[order]
 
     def close(self) -> None:
         for source in self.sources:
@@ -272,12 +279,11 @@ def grid_of(founds: Sequence[Found], options: GridOptions, wanted: Iterable[str]
 
 def _grids(found: Found, wanted: Iterable[str]) -> list[Grid]:
     """The grids that the bands of a source lie on."""
-    if found.cube is not None or found.item is not None:
-        grid = _cube_grid(found) if found.cube is not None else _item_grid(found)
-        return [grid]
+    if found.cube is not None:
+        return [_cube_grid(found)]
     grids = []
     for where in dict.fromkeys(p.where for band, p in found.places.items() if band in wanted):
-        with open_file(where) as dataset:
+        with open_file(where if found.item is None else found.item.assets[where].get_absolute_href()) as dataset:
             if dataset.crs is None:
                 raise GridError(
                     f"{found.says} has no coordinate reference system. Assign it: gdal_edit.py -a_srs EPSG:<code> FILE."
@@ -293,14 +299,6 @@ def _cube_grid(found: Found) -> Grid:
             f"{found.says} does not say where it lies: it has no coordinate reference system, or its x and y are not "
             "evenly spaced. Assign one: data.odc.assign_crs(32632)."
         )
-    return Grid(rasterio.crs.CRS.from_wkt(box.crs.wkt), box.affine, *box.shape)
-
-
-def _item_grid(found: Found) -> Grid:
-    import odc.stac
-
-    cube = odc.stac.load([found.item], bands=[next(iter(found.places.values())).where], chunks={})
-    box = cube.odc.geobox
     return Grid(rasterio.crs.CRS.from_wkt(box.crs.wkt), box.affine, *box.shape)
 
 
