@@ -142,12 +142,13 @@ def _folder(found: Found, folder: Path) -> Found:
 def _cube(found: Found, given: Any) -> Found:
     xarray = import_extra("xarray", "reads NetCDF and Zarr")
     import_extra("odc.geo.xr", "says where a data set lies")
-    cube = given
+    cube, how = given, {}
     if cube is None:
         if not Path(found.options.path).exists():
             raise DataError(f"{found.says} does not exist.")
         try:
-            how = {"engine": "zarr", "consolidated": False} if found.options.path.rstrip("/").endswith(".zarr") else {}
+            if found.options.path.rstrip("/").endswith(".zarr"):
+                how = {"engine": "zarr", "consolidated": False}
             cube = xarray.open_dataset(found.options.path, decode_coords="all", mask_and_scale=False, **how)
         except (OSError, ValueError) as error:
             raise DataError(f"{found.says} cannot be read as NetCDF or Zarr: {str(error).splitlines()[0]}.") from error
@@ -155,6 +156,8 @@ def _cube(found: Found, given: Any) -> Found:
     found.tags |= {str(k).lower(): str(v) for k, v in cube.attrs.items()}
     dims = set(found.cube.odc.spatial_dims or ())
     variables = [str(name) for name, v in found.cube.data_vars.items() if dims and set(v.dims) == dims]
+    if "engine" in how:  # a store lists its arrays in no order
+        variables.sort()
     names = found.options.bands or variables
     if found.options.bands is not None and len(names) != len(variables):
         raise ConfigError(

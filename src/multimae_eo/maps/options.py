@@ -18,7 +18,8 @@ class SourceOptions:
     Args:
         path: a GeoTIFF or JPEG 2000 file; a folder with one file per band (.SAFE too); NetCDF (.nc) or Zarr (.zarr); a
             STAC item (.json).
-        bands: band names in the order of the file, "-" for one to leave out; by default the names that it states.
+        bands: band names in the order of the file (Zarr: of the arrays' names), "-" for one to leave out; by default
+            the names that it states.
         product: what the values are of, for the model's statistics: "L1C", "L2A", ...; by default as the path, the
             name of the source or the metadata say.
         nodata: overrides the no-data value (and mask) that the file states; 0 in Sentinel-2 bands by default.

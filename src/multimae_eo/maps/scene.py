@@ -130,7 +130,7 @@ def open_scene(
     sources: options, or xarray data sets or STAC items that are open already, by name. Raises ConfigError for bands
     that are there twice, DataError for what cannot be read, GridError for what does not lie on the grid.
     """
-    options, wanted = options or GridOptions(), list(wanted)
+    options, wanted = options or GridOptions(), list(dict.fromkeys(wanted))
     founds = []
     for name, given in sources.items():
         own = isinstance(given, SourceOptions)
@@ -153,7 +153,7 @@ def open_scene(
             scene.notes.append(f"{found.says} has nothing that the checkpoint takes ({' '.join(found.places)}).")
             continue
         _check_place(found, grid)
-        scene.sources.append(_source(found, [b for b in found.places if b in wanted], grid, damage, scene.notes))
+        scene.sources.append(_source(found, [b for b in wanted if b in found.places], grid, damage, scene.notes))
     return scene
 
 
