@@ -43,7 +43,7 @@ def embed_scene(options: EmbedOptions) -> Path:
         tiling = tiling_for(options.tiles, config, cell=config.patch_size)
         inputs = config.input_modalities if task is None else task.inputs
         scene = open_scene(sources_of(options), bands_of(inputs, config.modalities), options.grid)
-        feed = feed_of(scene, config, task)
+        feed = feed_of(scene.bands, scene.product_of, config, task)
         work = embedding(encoder.to(device_of(options.tiles.device)))
         rows = TileRows(
             scene.read,

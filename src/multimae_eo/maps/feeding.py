@@ -1,11 +1,10 @@
 """What a model is fed from a scene: which modalities, read as which products, and what to say of those it lacks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from multimae_eo.config import ModelConfig, TaskConfig
 from multimae_eo.errors import ConfigError
 from multimae_eo.maps.mapping import Feed
-from multimae_eo.maps.scene import Scene
 from multimae_eo.modalities import Categorical, Modality
 
 
@@ -14,40 +13,44 @@ def bands_of(names: Iterable[str], modalities: Mapping[str, Modality]) -> list[s
     return [band for name in names for band in modalities[name].bands]
 
 
-def feed_of(scene: Scene, config: ModelConfig, task: TaskConfig | None) -> Feed:
-    """What a model is fed from a scene: modalities with at least half of their bands, and the product of each.
+# What is said of the product that the bands of a modality are of.
+Stated = Callable[[Modality], str | None]
 
-    The product is the one that the task was trained on, else what the source says; raises ConfigError where these
-    contradict each other, or nothing says it.
+
+def feed_of(bands: tuple[str, ...], stated: Stated, config: ModelConfig, task: TaskConfig | None) -> Feed:
+    """What a model is fed from some bands: modalities with at least half of theirs, and the product of each.
+
+    The product is the one that the task was trained on, else what is stated; raises ConfigError where these contradict
+    each other, or nothing says it.
     """
     names = task.inputs if task is not None else config.input_modalities
     fed, products = {}, {}
     for name in names:
         modality = config.modalities[name]
-        if 2 * len(set(modality.bands) & set(scene.bands)) < len(modality.bands):
+        if 2 * len(set(modality.bands) & set(bands)) < len(modality.bands):
             continue
-        fed[name], products[name] = modality, product_index(scene, modality, task)
+        fed[name], products[name] = modality, product_index(stated, modality, task)
     if not fed:
         raise ConfigError(
-            f"the scene has too few bands ({' '.join(scene.bands)}) of any input: {', '.join(names)}; at least half of "
+            f"the scene has too few bands ({' '.join(bands)}) of any input: {', '.join(names)}; at least half of "
             "the bands of one are needed."
         )
-    return Feed(scene.bands, fed, products)
+    return Feed(bands, fed, products)
 
 
-def product_index(scene: Scene, modality: Modality, task: TaskConfig | None) -> int:
+def product_index(stated: Stated, modality: Modality, task: TaskConfig | None) -> int:
     """The product that a modality of a scene is read as."""
     if isinstance(modality, Categorical):
         return 0
-    stated = scene.product_of(modality)
+    said = stated(modality)
     trained = task.products.get(modality.name) if task is not None else None
     known = {p for p in modality.products if task is None or p != task.dataset}
-    if trained is not None and trained in known and stated is not None and stated != trained:
+    if trained is not None and trained in known and said is not None and said != trained:
         raise ConfigError(
-            f"the checkpoint was trained on {modality.name} of product {trained}, the scene has {stated}. Take a scene "
+            f"the checkpoint was trained on {modality.name} of product {trained}, the scene has {said}. Take a scene "
             f"of {trained}, or say what it is: --source.NAME.product {trained}."
         )
-    chosen = trained if trained is not None else stated
+    chosen = trained if trained is not None else said
     if chosen is None:
         raise ConfigError(
             f"nothing says which product the scene's {modality.name} is of; give one of "

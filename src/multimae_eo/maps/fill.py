@@ -47,7 +47,7 @@ def fill_scene(options: FillOptions) -> Path:
         known = None
         if set(target.bands) <= set(scene.bands):
             known = open_scene(sources, target.bands, scene.grid)  # files of its own, for another thread
-        feed = feed_of(scene, config, None)
+        feed = feed_of(scene.bands, scene.product_of, config, None)
         if set(feed.modalities) <= {target.name}:
             raise ConfigError(f"the scene has nothing but {target.name} to fill it in from; add a source.")
         anchor = open_anchor(options.anchor, target, scene) if options.anchor is not None else None
@@ -89,7 +89,7 @@ def view_of(model: MultiMAE, target: str) -> str:
 def product_for(target: Modality, scene: Scene, feed: Feed) -> int:
     """The product that a target is predicted as: its own, or that of modalities of the same products."""
     alike = [feed.products[n] for n, m in feed.modalities.items() if m.products == target.products]
-    return alike[0] if alike else product_index(scene, target, None)
+    return alike[0] if alike else product_index(scene.product_of, target, None)
 
 
 def open_anchor(path: Path, target: Modality, scene: Scene) -> "Anchor":

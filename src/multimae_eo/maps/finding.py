@@ -96,9 +96,9 @@ def _file(found: Found, path: str) -> Found:
     names = found.options.bands
     with open_file(path) as dataset:
         stated = [d or "" for d in dataset.descriptions]
-        if names is None and dataset.count == 1 and _known(stated[0]) is None:
-            names = [found.name if _known(found.name) else Path(path).stem]
-        if names is None and not any(_known(n) for n in stated):
+        if names is None and dataset.count == 1 and known_band(stated[0]) is None:
+            names = [found.name if known_band(found.name) else Path(path).stem]
+        if names is None and not any(known_band(n) for n in stated):
             raise DataError(
                 f"{found.says} does not describe its {dataset.count} bands; name them in file order: "
                 f"--source.{found.name}.bands '[B02, B03, ...]', '{SKIPPED}' for one to leave out."
@@ -121,7 +121,7 @@ def _folder(found: Found, folder: Path) -> Found:
     inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in FILES and "QI_DATA" not in p.parts)
     for path in inside:
         parts = [p for p in re.split(r"[_.]", path.stem) if p]
-        names = [n for p in reversed(parts) if (n := _known(p) or (p if p == "SCL" else None))]
+        names = [n for p in reversed(parts) if (n := known_band(p) or (p if p == "SCL" else None))]
         if names:
             with open_file(path) as dataset:
                 candidates.setdefault(names[0], []).append((abs(dataset.transform.a), path, dataset.nodatavals[0]))
@@ -206,7 +206,7 @@ def _item(found: Found, item: Any) -> Found:
     for key, asset in item.assets.items():
         about: dict[str, Any] = next(iter(asset.extra_fields.get("eo:bands", asset.extra_fields.get("bands", []))), {})
         stated = (key, about.get("name", ""), about.get("common_name", about.get("eo:common_name", "")))
-        name = next((n for s in stated if (n := _known(s))), "SCL" if key.upper() == "SCL" else None)
+        name = next((n for s in stated if (n := known_band(s))), "SCL" if key.upper() == "SCL" else None)
         if name and name not in found.places:
             raster: dict[str, Any] = next(iter(asset.extra_fields.get("raster:bands", [])), {})
             nodata = raster.get("nodata")
@@ -221,7 +221,7 @@ def _item(found: Found, item: Any) -> Found:
 
 def _add(found: Found, text: str, place: Place, strict: bool) -> None:
     """Take a band up; one whose name is not known only where it was asked for by the user."""
-    name = canonical_band(text) if strict and text.upper() != "SCL" else _known(text)
+    name = canonical_band(text) if strict and text.upper() != "SCL" else known_band(text)
     if name is None and text:
         name = text
     if name:
@@ -230,10 +230,11 @@ def _add(found: Found, text: str, place: Place, strict: bool) -> None:
         found.places[name] = place
 
 
-def _known(text: str) -> str | None:
+def known_band(text: str) -> str | None:
+    """The canonical name of the band that a text means, also as a part of it ("S2-L2A-B02"); None if it means none."""
     with suppress(UnknownNameError):
         return canonical_band(text)
-    for part in re.split(r"[:_. -]", text):  # "S2-L2A-B02"
+    for part in re.split(r"[:_. -]", text):
         with suppress(UnknownNameError):
             if re.search(r"\d", part):
                 return canonical_band(part)

@@ -36,7 +36,7 @@ def predict_map(options: PredictOptions) -> Path:
         tiling = tiling_for(options.tiles, model.config)
         layout, encode = layout_of(model.task, options.probabilities)
         scene = open_scene(sources_of(options), bands_of(model.task.inputs, model.config.modalities), options.grid)
-        feed = feed_of(scene, model.config, model.task)
+        feed = feed_of(scene.bands, scene.product_of, model.config, model.task)
         scene.notes += missing(feed, model.task, droppable=_dropped(trained), allowed=options.allow_missing)
         work = predicting(model.to(device_of(options.tiles.device)))
         rows = TileRows(

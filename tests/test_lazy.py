@@ -1,0 +1,87 @@
+"""Predictions over xarray and Dask: nothing is computed before it is asked for, and the same in any process."""
+
+import numpy as np
+import pytest
+
+rasterio = pytest.importorskip("rasterio")
+xarray = pytest.importorskip("xarray")
+pytest.importorskip("odc.geo.xr")
+dask = pytest.importorskip("dask")
+
+import torch  # noqa: E402
+from scenes import BANDS, save_predictor, write_scene  # noqa: E402
+
+from multimae_eo.errors import ConfigError  # noqa: E402
+from multimae_eo.maps import predict_dataarray, predict_map  # noqa: E402
+from multimae_eo.maps.options import PredictOptions, TileOptions  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+def dataset(folder):
+    """A scene as xarray holds it, and its sources."""
+    sources = write_scene(folder)
+    with rasterio.open(sources["s2"]) as s2, rasterio.open(sources["dem"]) as dem:
+        t, (height, width), crs = s2.transform, s2.shape, s2.crs.to_wkt()
+        coords = {"y": t.f + (np.arange(height) + 0.5) * t.e, "x": t.c + (np.arange(width) + 0.5) * t.a}
+        arrays = dict(zip(BANDS, s2.read(), strict=True)) | {"dem": dem.read(1)}
+    data = xarray.Dataset({n: (("y", "x"), a) for n, a in arrays.items()}, coords)
+    data = data.assign({n: data[n].where(data[n] > 0) for n in BANDS})  # not a number where nothing was measured
+    return data.odc.assign_crs(crs), sources
+
+
+def test_lazy_in_lazy_out_and_the_same_map(tmp_path):
+    data, sources = dataset(tmp_path)
+    checkpoint = save_predictor(tmp_path / "task")
+    out = predict_map(PredictOptions(checkpoint, sources, out=tmp_path / "map.tif", tiles=TileOptions(progress=False)))
+    with rasterio.open(out) as file:
+        expected = file.read(1)
+    with dask.config.set(scheduler=lambda *_, **__: pytest.fail("something was computed")):
+        lazy = predict_dataarray(checkpoint, data.chunk({"y": 60, "x": 80}))
+        shares = predict_dataarray(checkpoint, data.chunk({"y": 64, "x": -1}), probabilities=True)
+    assert (lazy.dims, lazy.shape, lazy.dtype) == (("y", "x"), expected.shape, expected.dtype)
+    assert np.array_equal(lazy.x, data.x)
+    found = lazy.compute(scheduler="threads").values
+    assert (found != expected).mean() < 1e-3
+    assert lazy.attrs["nodata"] == 255
+    assert lazy.attrs["flag_meanings"] == "a b c"
+    values = shares.compute(scheduler="synchronous").values.astype(int)
+    best = np.where((values == 255).all(axis=0), 255, values.argmax(axis=0))
+    sure = np.sort(values, axis=0)[-1] > np.sort(values, axis=0)[-2] + 1
+    assert np.array_equal(best[sure], expected[sure])
+    eager = predict_dataarray(checkpoint, data.to_array("band"))
+    assert (eager.values != expected).mean() < 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_bits(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    data, _ = dataset(tmp_path)
+    lazy = predict_dataarray(save_predictor(tmp_path / "task"), data.chunk({"y": 60, "x": 80}), probabilities=True)
+    alone = lazy.compute(scheduler="synchronous")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.run(torch.set_num_threads, 1)
+        together = lazy.compute()
+    assert np.array_equal(alone.values, together.values)
+
+
+def test_impossible_data(tmp_path):
+    data, _ = dataset(tmp_path)
+    checkpoint = save_predictor(tmp_path / "task")
+    for given, says in (
+        (data.rename(B02="a", B03="b", B04="c")[["a", "b", "c"]], "no variable with the name of a band"),
+        (data.to_array("variable"), "no coordinate 'band'"),
+        (data[["B11"]], "too few bands"),
+        (xarray.concat([data, data], "time"), "choose one time"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            predict_dataarray(checkpoint, given)
