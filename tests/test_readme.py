@@ -9,6 +9,7 @@ from conftest import ROOT, SHARED
 
 from multimae_eo import MultiMAE, save, sized
 from multimae_eo.cli import main
+from multimae_eo.data.synthetic import generate_scene
 from multimae_eo.tasks import probe, task
 
 README = (ROOT / "README.md").read_text()
@@ -59,7 +60,9 @@ def test_commands(command, folder):
             pytest.skip(f"no shared data: {SHARED} does not exist (set MULTIMAE_EO_SHARED)")
         command = command.replace(place, path)
     if " synthesize " in command:
-        command = f"{command}2 --tiles 20"
+        command = command.replace("512", "96") if "scene" in command else f"{command}2 --tiles 20"
+    if " embed " in command or " fill " in command:
+        generate_scene("data", tile_px=96)
     if " finetune " in command:
         command = f"{command} {SHORT}"
     if " evaluate " in command:  # what the command before it leaves

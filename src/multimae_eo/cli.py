@@ -16,7 +16,7 @@ from multimae_eo import __version__
 from multimae_eo.data.import_options import ImportOptions
 from multimae_eo.errors import IncompleteError, MultiMAEError, reason
 from multimae_eo.finetune_options import EvaluateOptions, FinetuneOptions, GeobenchOptions, ProbeOptions
-from multimae_eo.maps.options import EmbedOptions, FillOptions, PredictOptions
+from multimae_eo.maps.options import EmbedOptions, FillOptions, PredictOptions, ReportOptions
 from multimae_eo.modalities import PAPER_INPUTS, get_modality, parse_view
 from multimae_eo.options import PretrainOptions, demo_options
 
@@ -262,6 +262,12 @@ def _fill(options: FillOptions) -> None:
     print(f"Wrote {fill_scene(options)}.")
 
 
+def _report(options: ReportOptions) -> None:
+    from multimae_eo.maps.report import write_report
+
+    print(f"Wrote {write_report(options)}.")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "pretrain": (PretrainOptions, _pretrain),
     "reconstruct": (ReconstructOptions, _reconstruct),
@@ -272,6 +278,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "predict": (PredictOptions, _predict),
     "embed": (EmbedOptions, _embed),
     "fill": (FillOptions, _fill),
+    "report": (ReportOptions, _report),
     "convert": (ConvertOptions, _convert),
     "import": (ImportOptions, _import),
     "pack": (PackOptions, _pack),

@@ -83,19 +83,17 @@ class TileRows:
         tile, channels = size * cell, self.feed.channels
         known = _mostly(valid[channels], cell, self.least)
         sums = np.zeros((self.outputs + 1, size, lefts[-1] - first + size), np.float32)
-        weight = np.outer(self.tiling.weights(), self.tiling.weights())
         inside = [(left - first) * cell for left in lefts]
         seen = [self._sees(valid[:, :, x : x + tile]) for x in inside]
         wanted = [left for left, any_valid in zip(lefts, seen, strict=True) if any_valid]
         self.computed(len(lefts) - len(wanted))
         for start in range(0, len(wanted), self.batch):
             part = wanted[start : start + self.batch]
-            results = self._compute(values, valid, [(left - first) * cell for left in part], top, part)
-            for left, result in zip(part, results, strict=True):
+            results, weights = self._compute(values, valid, [(left - first) * cell for left in part], top, part)
+            for left, result, weight in zip(part, results, weights, strict=True):
                 place = slice(left - first, left - first + size)
-                share = np.where(np.isfinite(result).all(axis=0), weight, 0)  # a tile may know nothing of a cell
-                sums[:-1, :, place] += np.nan_to_num(result) * share
-                sums[-1, :, place] += share
+                sums[:-1, :, place] += result
+                sums[-1, :, place] += weight
             self.computed(len(part))
         return TileRow(sums, known, first)
 
@@ -109,13 +107,19 @@ class TileRows:
 
     def _compute(
         self, values: np.ndarray, valid: np.ndarray, starts: Sequence[int], top: int, lefts: Sequence[int]
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted results [n, k, size, size], and the weights [n, size, size]: none where a result is no number."""
         edge = self.tiling.size * self.cell
         tiles = torch.from_numpy(np.stack([values[:, :, x : x + edge] for x in starts])).to(self.device)
         there = torch.from_numpy(np.stack([valid[:, :, x : x + edge] for x in starts])).to(self.device)
         batch = by_modality(tiles, there, self.feed.bands, self.feed.modalities, self.feed.products)
-        results = self.work(self.own_grids(batch), [(top, left) for left in lefts])
-        return results.float().cpu().numpy()
+        results = self.work(self.own_grids(batch), [(top, left) for left in lefts]).float()
+        axis = torch.from_numpy(self.tiling.weights()).to(self.device)
+        known = results.sum(dim=1).isfinite()
+        weights = torch.outer(axis, axis).where(known, 0.0)
+        if not known.all():
+            results = results.where(known[:, None], 0.0)
+        return (results * weights[:, None]).cpu().numpy(), weights.cpu().numpy()
 
     def _rows(self, top: int, lefts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Values and validity of the pixels of a row of tiles; starts to read those of the next one."""
@@ -157,16 +161,28 @@ def device_of(name: str) -> torch.device:
 def tiling_for(options: TileOptions, config: ModelConfig, cell: int = 1) -> Tiling:
     """The tiles of a model, by default of the size it was trained on; raises ConfigError.
 
-    They overlap by a quarter, where cells are larger than pixels by half, as a fade of two cells is still a step.
+    They overlap by about a quarter (see `spread_stride`), by half where cells are larger than pixels, as a fade over
+    few cells is still a step.
     """
-    patch = config.patch_size
+    patch, unit = config.patch_size, max(cell, *(m.stride for m in config.modalities.values()))
     size = options.size if options.size is not None else config.image_size
-    quarter, half = -(-size // (4 * patch)) * patch, size // (2 * patch) * patch
-    overlap = options.overlap if options.overlap is not None else (quarter if cell == 1 else half)
-    unit = max(cell, *(m.stride for m in config.modalities.values()))
     if size < patch or size % patch:
         raise ConfigError(f"tiles.size {size} is not a multiple of the model's patch, {patch} px.")
     if options.batch < 1:
         raise ConfigError(f"tiles.batch must be 1 or more; got {options.batch}.")
+    overlap = options.overlap
+    if overlap is None:
+        overlap = size // (2 * unit) * unit if cell > 1 else size - unit * spread_stride(size // unit, patch // unit)
     Tiling(size, size - overlap, options.margin, unit)
     return Tiling(size // cell, (size - overlap) // cell, options.margin // cell, max(1, unit // cell))
+
+
+def spread_stride(size: int, patch: int) -> int:
+    """A step from tile to tile of about three quarters of its size, an odd number near 0.31 patches past a whole one.
+
+    Where all tiles begin at one place of a patch, what a head makes of the edges of patches adds up to a regular grid
+    in the map; so they begin at all places in turn, far from those before.
+    """
+    past = round(0.31 * patch) // 2 * 2 + 1
+    wanted = [s for s in range(-(-size // 2), size) if s % patch == past % patch]
+    return min(wanted, key=lambda s: abs(4 * s - 3 * size), default=max(1, -(-size // 2)))

@@ -171,6 +171,23 @@ class FillOptions:
     tiles: TileOptions = field(default_factory=TileOptions)
 
 
+@dataclass
+class ReportOptions:
+    """Show a run as one page of HTML: curves, pictures, results, and a map before and after.
+
+    Args:
+        run: folder of a run of pre-training or fine-tuning.
+        map: a map to show; by default all that the folder holds.
+        before: a raster that the map was made from, shown beside it.
+        out: the page; report.html in the folder by default.
+    """
+
+    run: Path
+    map: Path | None = None
+    before: Path | None = None
+    out: Path | None = None
+
+
 def as_sources(given: Mapping[str, str | SourceOptions]) -> dict[str, SourceOptions]:
     """Sources as objects of options; raises ConfigError where there is none."""
     if not given:

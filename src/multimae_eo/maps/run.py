@@ -1,11 +1,12 @@
 """A mapping run: which scene, which strips are left to compute, and what is said while it runs and where it fails."""
 
+import ctypes
 import dataclasses
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def tiles_in(tiling: Tiling, rows: range, columns: range, shape: tuple[int, int]
     return len(touching(tiling, tops, rows)) * len(touching(tiling, lefts, columns))
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed; else it takes each large tensor from the system anew, page by page."""
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with suppress(OSError, AttributeError):  # another C library
+        for parameter in (trim, mmap):
+            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
+
+
 @contextmanager
 def prepared(tiles: TileOptions) -> Iterator[None]:
     """The threads of torch, and a cache of GDAL that does not grow with the machine; raises ConfigError."""
@@ -91,6 +100,7 @@ def prepared(tiles: TileOptions) -> Iterator[None]:
         if tiles.threads < 1:
             raise ConfigError(f"tiles.threads must be 1 or more; got {tiles.threads}.")
         torch.set_num_threads(tiles.threads)
+    keep_freed_memory()
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
         yield
 

@@ -37,6 +37,12 @@ class Classification:
             for name, average in kinds.items()
         }
 
+    def confusion(self, evidence: Tensor) -> Tensor:
+        """[k, k]: images of each label (rows) that are predicted as each class."""
+        predicted, label = evidence.long().T
+        counts = torch.bincount(label * self.num_classes + predicted, minlength=self.num_classes**2)
+        return counts.view(self.num_classes, self.num_classes)
+
 
 class MultiLabel:
     """Any number of labels per image: binary cross-entropy; F1 at a probability of one half, average precision."""

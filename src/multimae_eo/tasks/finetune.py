@@ -20,6 +20,7 @@ from multimae_eo.finetune_options import FinetuneOptions, check_finetune, given
 from multimae_eo.optim import parameter_groups
 from multimae_eo.predictor import Predictor
 from multimae_eo.raster import rows
+from multimae_eo.tasks.classify import Classification
 from multimae_eo.tasks.evaluate import Evaluation, evidence_of
 from multimae_eo.tasks.examples import spread
 from multimae_eo.tasks.kinds import task_for
@@ -34,6 +35,7 @@ from multimae_eo.tasks.samples import (
     open_source,
     set_up,
 )
+from multimae_eo.tasks.segment import Segmentation
 from multimae_eo.tasks.stepping import SteppedTask, parts
 from multimae_eo.tasks.task import Task, intervals, undefined
 from multimae_eo.tasks.trainer import make_trainer, prepare, write_json, write_options
@@ -237,7 +239,10 @@ def finish(task: FinetuneTask, setup: Setup, labels: LabelSummary, seconds: floa
         "warnings": "; ".join(warnings),
         "seconds": round(seconds, 1),
     }
-    metrics = {name: evaluation.metrics for name, evaluation in found.items()}
+    metrics: dict[str, Any] = {name: evaluation.metrics for name, evaluation in found.items()}
+    if isinstance(kind, Segmentation | Classification):
+        metrics["confusion"] = kind.confusion(found["best"].evidence).tolist()
+        metrics["classes"] = [c.name for c in task.model.task.classes]
     write_json({**facts, "primary": kind.primary, **metrics}, options.out / "results.json")
     draw(task, setup)
     return FinetuneResult(found["best"], found["last"], kind.primary, facts)

@@ -58,6 +58,10 @@ class Segmentation:
             "pixel_accuracy": float(computed(self._accuracy, tp=right, **rest)),
         }
 
+    def confusion(self, evidence: Tensor) -> Tensor:
+        """[k, k]: pixels of each label (rows) that are predicted as each class."""
+        return evidence.sum(dim=0).long()
+
     def class_iou(self, evidence: Tensor) -> Tensor:
         """Intersection over union of each class [k]; 0 for a class that neither labels nor predictions have."""
         return computed(self._jaccard["none"], confmat=evidence.sum(dim=0).long())
