@@ -90,7 +90,9 @@ class Table:
             spread = f" ({number(row.low)} to {number(row.high)})" if row.low is not None else ""
             value = "not measured" if row.value is None else f"{number(row.value)} {row.unit}{spread}"
             rival = "" if row.rival_value is None else number(row.rival_value)
-            ratio, target = (f"{x:.2f}" if x is not None else "" for x in (row.ratio, row.target))
+            ratio, target = (
+                "" if x is None else f"{x:.2f}" if abs(x) >= 0.005 else number(x) for x in (row.ratio, row.target)
+            )
             lines.append([row.name, value, row.rival, rival, ratio, target])
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

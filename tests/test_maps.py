@@ -426,3 +426,17 @@ def test_a_read_only_folder(tmp_path, capfd):
     (tmp_path / "locked").mkdir(mode=0o500)
     fails(capfd, 2, "cannot be written")(arguments("predict", checkpoint, sources, tmp_path / "locked" / "map.tif"))
     shutil.rmtree(tmp_path / "locked")
+
+
+def test_a_random_part_of_the_valid_tokens():
+    from multimae_eo.maps.fill import random_part
+
+    valid = torch.rand(3, 2, 49, generator=torch.manual_seed(0)) < 0.5
+    valid[2] = False
+    valid[2, 0, :3] = True
+    mask = random_part(valid, torch.rand(3, 2, 49), 0.5)
+    assert mask.visible.shape == (3, 49)
+    for sample, (places, real) in enumerate(zip(mask.visible, mask.real, strict=True)):
+        shown = places[real]
+        assert len(shown) == -(-int(valid[sample].sum()) // 2) == len(set(shown.tolist()))
+        assert valid[sample].flatten()[shown].all()

@@ -20,14 +20,13 @@ from multimae_eo.maps.predict import NO_SHARE, STEPS
 from multimae_eo.maps.run import Encode, about, map_scene, prepared, sources_of
 from multimae_eo.maps.scene import Scene, open_scene
 from multimae_eo.maps.writing import Layout
-from multimae_eo.masking import MaskNoise, draw_noise, place_mask
+from multimae_eo.masking import TokenMask
 from multimae_eo.modalities import Categorical, Modality, parse_view
 from multimae_eo.model import Decoder, MultiMAE
 from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.examples import philox
 
 FILL = 4  # what this randomness is for; a part of its key
-EVEN = 100.0  # of the Dirichlet distribution: every modality shows about its share of tokens
 ENOUGH = 16  # known pixels of a tile that its level and scale can be taken from
 RELATIVE = "standard deviations of a tile"
 
@@ -102,6 +101,17 @@ def open_anchor(path: Path, target: Modality, scene: Scene) -> "Anchor":
     return Anchor(opened, pixels_of(opened))
 
 
+def random_part(valid: Tensor, order: Tensor, share: float) -> TokenMask:
+    """The mask that shows of each sample a share of its valid tokens, those that come first in some order.
+
+    valid: bool [b, m, n]; order: [b, m, n], from 0 to 1. A sample with fewer valid tokens shows fewer.
+    """
+    first = torch.where(valid, order, 2.0).flatten(1).argsort(dim=1)
+    number = (share * valid.flatten(1).sum(dim=1)).ceil().clamp(min=1)
+    most = max(1, -int(-share * valid[0].numel() // 1))
+    return TokenMask(first[:, :most], torch.arange(most, device=valid.device) < number[:, None])
+
+
 def pixels_of(scene: Scene) -> int:
     """How many pixels of the scene one of its first source spans, an odd number."""
     place = next(iter(scene.sources[0].found.places.values()))
@@ -168,13 +178,10 @@ class Filling:
     def _predict(self, batch: Batch, places: Sequence[tuple[int, int]], number: int) -> Tensor:
         """Network numbers [b, c, h, w] from one random choice of visible tokens, which depends on the place alone."""
         valid = self.model.encoder.valid_tokens(batch)
-        shape = tuple(valid.shape[1:])
         seeds = [((top + (1 << 20)) << 24) + left + (1 << 20) for top, left in places]
-        drawn = [draw_noise(philox(self.options.seed, FILL, number, s), shape, alpha=EVEN) for s in seeds]
-        noise = MaskNoise(*(torch.stack(part).to(valid.device) for part in zip(*drawn, strict=True)))
-        present = sum(name in batch for name in self.model.config.input_modalities)
-        visible = max(1, round(self.options.visible * present * shape[1]))
-        return self.model(batch, place_mask(valid, noise, visible, keys=True), only=(self.view,))[self.view].float()
+        drawn = [philox(self.options.seed, FILL, number, s).random(valid.shape[1:], np.float32) for s in seeds]
+        mask = random_part(valid, torch.from_numpy(np.stack(drawn)).to(valid.device), self.options.visible)
+        return self.model(batch, mask, only=(self.view,))[self.view].float()
 
     def _anchored(self, mean: Tensor, places: Sequence[tuple[int, int]], anchor: Anchor) -> tuple[Tensor, Tensor]:
         """Predictions [b, c, h, w] in the anchor's unit, NaN where too little is known, and the scale of each tile."""

@@ -49,6 +49,7 @@ class Strips:
     def __init__(self, out: Path, about: Mapping[str, Any]):
         self.out, self.folder = out, out.with_name(f".{out.name}.unfinished")
         text = json.dumps(about, sort_keys=True, default=str)
+        self._found: list[tuple[int, int, tuple[int, int, int], Path]] = []
         self.resumed = False
         try:
             if out.is_dir():
@@ -93,26 +94,27 @@ class Strips:
     def window(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Part of the map, from all strips that touch it."""
         whole: np.ndarray | None = None
-        for row, column, path in self._index():
-            strip = np.load(path, mmap_mode="r")
+        for row, column, (bands, rows, columns), path in self._index():
             y, x = max(top, row), max(left, column)
-            bottom, right = min(top + height, row + strip.shape[1]), min(left + width, column + strip.shape[2])
+            bottom, right = min(top + height, row + rows), min(left + width, column + columns)
             if y < bottom and x < right:
+                strip = np.load(path, mmap_mode="r")
                 if whole is None:
-                    whole = np.zeros((len(strip), height, width), strip.dtype)
-                whole[:, y - top : bottom - top, x - left : right - left] = strip[
-                    :, y - row : bottom - row, x - column : right - column
-                ]
+                    whole = np.zeros((bands, height, width), strip.dtype)
+                inside = np.s_[:, y - row : bottom - row, x - column : right - column]
+                whole[:, y - top : bottom - top, x - left : right - left] = strip[inside]
         assert whole is not None
         return whole
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _index(self) -> list[tuple[int, int, Path]]:
-        if not hasattr(self, "_found"):
-            named = [(p.stem.split("_"), p) for p in sorted(self.folder.glob("strip_*_*.npy"))]
-            self._found = [(int(parts[1]), int(parts[2]), path) for parts, path in named]
+    def _index(self) -> list[tuple[int, int, tuple[int, int, int], Path]]:
+        """First row, first column, shape and file of every strip."""
+        if not self._found:
+            for path in sorted(self.folder.glob("strip_*_*.npy")):
+                _, row, column = path.stem.split("_")
+                self._found.append((int(row), int(column), np.load(path, mmap_mode="r").shape, path))
         return self._found
 
     def _path(self, top: int, left: int) -> Path:
@@ -164,7 +166,6 @@ def write_cog(strips: Strips, grid: Grid, layout: Layout, said: Callable[[str], 
                 PREDICTOR="YES",
                 BLOCKSIZE=BLOCK,
                 BIGTIFF="IF_SAFER",
-                INTERLEAVE="BAND" if count > 4 else "PIXEL",
                 OVERVIEWS="IGNORE_EXISTING",
                 RESAMPLING="AVERAGE" if layout.average else "NEAREST",
             )
