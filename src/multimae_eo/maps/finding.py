@@ -47,7 +47,8 @@ class Found:
         """What the values are of, as the options, the name, the path or the tags say."""
         if self.options.product is not None:
             return self.options.product
-        said = [self.name, Path(self.options.path).name, *(self.tags.get(k, "") for k in ("product", "collection"))]
+        path = Path(self.options.path)
+        said = [self.name, path.name, path.parent.name, *(self.tags.get(k, "") for k in ("product", "collection"))]
         for text in said:
             for product in _PRODUCTS:
                 if re.search(rf"(?<![A-Za-z0-9])(S2|s2|MSI)?[_-]?({product}|{product.lower()})(?![A-Za-z0-9])", text):
