@@ -428,6 +428,14 @@ def test_a_read_only_folder(tmp_path, capfd):
     shutil.rmtree(tmp_path / "locked")
 
 
+@pytest.mark.parametrize(("module", "extra"), [("rasterio", "geo"), ("tqdm", "geo")])
+def test_what_is_not_installed_is_named(tmp_path, capfd, monkeypatch, module, extra):
+    for name in [n for n in sys.modules if n.startswith("multimae_eo.maps.") and not n.endswith("options")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    fails(capfd, 2, f"needs {module}", f"multimae-eo[{extra}]")(["predict", str(tmp_path)])
+
+
 def test_a_random_part_of_the_valid_tokens():
     from multimae_eo.maps.fill import random_part
 

@@ -287,6 +287,11 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 
+# What a command may lack, and the extra that brings it.
+EXTRAS = {"h5py": "data", "isal": "data", "rasterio": "geo", "lightning": "train", "torchmetrics": "train"}
+EXTRAS |= {"sklearn": "train", "matplotlib": "train", "tqdm": "geo", "upath": "remote"}
+
+
 class Parser(ArgumentParser):
     """A parser whose errors take few lines, suggest the nearest option, and exit with 2."""
 
@@ -374,6 +379,13 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(3) from None
     except MultiMAEError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        need = f"{name} needs {error.name}, which is not installed: pip install 'multimae-eo[{extra}]'."
+        print(f"error: {need}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
