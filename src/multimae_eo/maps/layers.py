@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,10 @@ class Damage:
 
     def note(self, place: str, window: Window) -> None:
         self.windows.setdefault(place, set()).add(window)
+
+    def add(self, windows: Mapping[str, Collection[Window]]) -> None:
+        for place, more in windows.items():
+            self.windows.setdefault(place, set()).update(more)
 
     def __bool__(self) -> bool:
         return bool(self.windows)

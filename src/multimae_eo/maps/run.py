@@ -5,8 +5,8 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +50,45 @@ def map_scene(
     """
     grid = grid or scene.grid
     strips, shape = Strips(out, about), (grid.height, grid.width)
-    panels = [range(left, min(left + PANEL, shape[1])) for left in range(0, shape[1], PANEL)]
+    width = max(rows.tiling.size, PANEL // rows.cell)
+    panels = [range(left, min(left + width, shape[1])) for left in range(0, shape[1], width)]
     for note in scene.notes:
         tqdm.write(note, file=sys.stderr)
-    number = {panel: tiles_in(rows.tiling, range(shape[0]), panel, shape) for panel in panels}
-    with tqdm(total=sum(number.values()), unit=" tiles", disable=not tiles.progress) as bar:
-        rows.computed = bar.update
-        try:
-            for panel in panels:
-                rest = range(strips.done(panel.start), shape[0])
-                bar.update(number[panel] - tiles_in(rows.tiling, rest, panel, shape))
-                for top, values, valid in blend(rows.tiling, rest, panel, shape, rows.row):
-                    window = Window(top, panel.start, *valid.shape)
-                    strips.save(top, panel.start, encode(values, valid, window))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("what is finished is kept; the same command goes on") from None
-        finally:
-            rows.close()
-            scene.close()
+    try:
+        with closing(rows), closing(scene):
+            scene.damage.add(strips.damage())
+            compute(scene, rows, strips, encode, panels, shape, progress=tiles.progress)
         written = write(strips, grid, layout)
-        strips.discard()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is finished is kept; the same command goes on") from None
+    strips.discard()
     if scene.damage:
         raise IncompleteError(
             f"'{written}' is written, with no data where a source is damaged: {scene.damage.describe()}."
         )
     return written
+
+
+def compute(
+    scene: Scene,
+    rows: TileRows,
+    strips: Strips,
+    encode: Encode,
+    panels: Sequence[range],
+    shape: tuple[int, int],
+    *,
+    progress: bool,
+) -> None:
+    """Compute and keep the strips that are not finished yet."""
+    number = {panel: tiles_in(rows.tiling, range(shape[0]), panel, shape) for panel in panels}
+    with tqdm(total=sum(number.values()), unit=" tiles", disable=not progress) as bar:
+        rows.computed = bar.update
+        for panel in panels:
+            rest = range(strips.done(panel.start), shape[0])
+            bar.update(number[panel] - tiles_in(rows.tiling, rest, panel, shape))
+            for top, values, valid in blend(rows.tiling, rest, panel, shape, rows.row) if rest else ():
+                window = Window(top, panel.start, *valid.shape)
+                strips.save(top, panel.start, encode(values, valid, window), scene.damage.windows)
 
 
 def tiles_in(tiling: Tiling, rows: range, columns: range, shape: tuple[int, int]) -> int:
@@ -115,7 +129,8 @@ def about(options: Any, scene: Scene) -> dict[str, Any]:
     """What decides the numbers of a map: options, weights, and the state of the files."""
     content = {k: v for k, v in dataclasses.asdict(options).items() if k != "out"}
     content["tiles"] = {k: v for k, v in content["tiles"].items() if k != "progress"}
-    files = sorted({p.where for s in scene.sources for p in s.found.places.values()})
+    files = sorted({band.place for source in scene.sources for band in source.layer.bands})
+    files += [str(anchor)] if (anchor := content.get("anchor")) else []
     stats = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files if Path(f).is_file()]
     state = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
     return {"options": content, "weights": checkpoint.fingerprint(options.checkpoint), "files": state}

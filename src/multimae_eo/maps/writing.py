@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rasterio.windows import Window as RasterWindow
 
 from multimae_eo.data.geotiff_source import Grid
 from multimae_eo.errors import ConfigError, WriteError
+from multimae_eo.maps.layers import Window
 
 BLOCK = 512
 CACHE = 128 << 20  # bytes of GDAL's cache; its own default grows with the memory of the machine
@@ -66,10 +67,23 @@ class Strips:
         except OSError as error:
             raise ConfigError(f"'{out}' cannot be written: {error.strerror}.") from error
 
-    def save(self, top: int, left: int, values: np.ndarray) -> None:
-        """Keep a strip [bands, rows, columns]; raises WriteError, and leaves the strips before it."""
+    def damage(self) -> dict[str, set[Window]]:
+        """What could not be read for the strips that are finished: windows per file."""
+        known = self.folder / "damage.json"
+        if not known.exists():
+            return {}
+        return {place: {Window(*w) for w in windows} for place, windows in json.loads(known.read_text()).items()}
+
+    def save(self, top: int, left: int, values: np.ndarray, damage: Mapping[str, Collection[Window]]) -> None:
+        """Keep a strip [bands, rows, columns], and what could not be read so far.
+
+        Raises WriteError, and leaves the strips before it.
+        """
         partial = self.folder / "strip.partial"
         try:
+            if damage:
+                partial.write_text(json.dumps({place: sorted(windows) for place, windows in damage.items()}))
+                os.replace(partial, self.folder / "damage.json")
             with open(partial, "wb") as file:
                 np.save(file, values)
             os.replace(partial, self._path(top, left))
