@@ -11,7 +11,7 @@ dask = pytest.importorskip("dask")
 import torch  # noqa: E402
 from scenes import BANDS, save_predictor, write_scene  # noqa: E402
 
-from multimae_eo.errors import ConfigError  # noqa: E402
+from multimae_eo.errors import MultiMAEError  # noqa: E402
 from multimae_eo.maps import predict_dataarray, predict_map  # noqa: E402
 from multimae_eo.maps.options import PredictOptions, TileOptions  # noqa: E402
 
@@ -74,14 +74,33 @@ def test_two_processes_give_the_same_bits(tmp_path):
     assert np.array_equal(alone.values, together.values)
 
 
+def test_marks_of_no_data_are_those_of_each_band(tmp_path):
+    data, _ = dataset(tmp_path)
+    checkpoint = save_predictor(tmp_path / "task")
+    whole = data.fillna(0).astype("int32")
+    whole["dem"] = (whole.dem * 0).assign_attrs(nodata=-9999)  # sea level is no missing height
+    for given in (whole, whole.to_array("band").assign_attrs(nodata=0)):
+        found = predict_dataarray(checkpoint, given).values
+        assert (found[:20, :30] == 255).all()
+        assert (found[20:128] != 255).all()
+    whole["dem"] = (whole.dem * 0 - 9999).assign_attrs(nodata=-9999)
+    without = predict_dataarray(checkpoint, whole).values
+    assert (without != found).any()
+
+
 def test_impossible_data(tmp_path):
     data, _ = dataset(tmp_path)
     checkpoint = save_predictor(tmp_path / "task")
+    without = predict_dataarray(checkpoint, data.drop_vars("dem"), allow_missing=True)
+    assert without.shape == (130, 150)
     for given, says in (
+        (data.drop_vars("dem"), "lacks elevation"),
+        (data.assign_coords(x=data.x * 3), "steps of 10 m along x, got 30"),
+        (data.sortby("y"), "steps of -10 m along y"),
         (data.rename(B02="a", B03="b", B04="c")[["a", "b", "c"]], "no variable with the name of a band"),
         (data.to_array("variable"), "no coordinate 'band'"),
         (data[["B11"]], "too few bands"),
         (xarray.concat([data, data], "time"), "choose one time"),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(MultiMAEError, match=says):
             predict_dataarray(checkpoint, given)

@@ -150,6 +150,23 @@ def test_strips_of_other_options_are_not_used(tmp_path, capfd, monkeypatch):
     assert out.read_bytes() == (tmp_path / "other.tif").read_bytes()
 
 
+def test_strips_of_other_sources_are_not_used(tmp_path, capfd, monkeypatch):
+    write_scene(tmp_path)
+    checkpoint, scene = save_predictor(tmp_path / "task"), tmp_path / "scene.yaml"
+
+    def mapped(out):
+        return ["predict", str(checkpoint), "--scene", str(scene), "--out", str(tmp_path / out), *QUIET]
+
+    scene.write_text("s2: {path: s2.tif, offset: 'off'}\ndem: dem.tif\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(maps_run.Strips, "save", stopped_after(2))
+        fails(capfd, 130)(mapped("map.tif"))
+    scene.write_text("s2: {path: s2.tif, offset: 'on'}\ndem: dem.tif\n")
+    main(mapped("map.tif"))
+    main(mapped("fresh.tif"))
+    assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "fresh.tif").read_bytes()
+
+
 @pytest.mark.slow
 def test_a_killed_map_goes_on_to_the_same_bytes(tmp_path):
     sources, checkpoint = write_scene(tmp_path, height=700, width=300), save_predictor(tmp_path / "task")
@@ -350,6 +367,7 @@ def test_embeddings(tmp_path, name, dtype):
     apart = np.abs(found - expected)[np.isfinite(expected)]
     assert np.quantile(apart, 0.999) < (0.02 if dtype == "int8" else 0.002) * scale
     assert (out.with_suffix(".png")).stat().st_size > 500
+    main(arguments("embed", checkpoint, sources, out, "--dtype", dtype))  # replaces what was there
 
 
 def test_a_layer_that_is_not_there(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 rasterio = pytest.importorskip("rasterio")
 
-from scenes import save_predictor, write_scene  # noqa: E402
+from scenes import save_predictor, write_raster, write_scene  # noqa: E402
 
 from multimae_eo.cli import main  # noqa: E402
 from multimae_eo.maps.curves import chart, number, ticks  # noqa: E402
@@ -71,6 +71,15 @@ def test_a_preview_has_the_colours_of_the_map(tmp_path, task):
         red = file.read(3)
     bright = red > np.percentile(red, 95)
     assert shown.before[bright][:, 0].mean() > shown.before[~bright][:, 0].mean() + 50
+
+
+def test_shares_of_two_classes_are_no_codes(tmp_path):
+    classes = {"CLASSES": json.dumps({"0": "a", "1": "b"})}
+    shares = np.linspace(0, 250, 64).astype(np.uint8)[None, None].repeat(2, 0).repeat(64, 1)
+    write_raster(tmp_path / "map.tif", shares, ["a", "b"], tags=classes, nodata=255)
+    shown = preview(tmp_path / "map.tif", None)
+    assert (shown.after[..., 3] == 255).all()
+    assert len(np.unique(shown.after.reshape(-1, 4), axis=0)) > 20
 
 
 def test_ticks_are_round_and_cover_a_range():

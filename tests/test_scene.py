@@ -288,3 +288,95 @@ def test_pieces_cover_a_window_once():
         seen[top:bottom, left:right] += 1
     assert (seen[3:29, 5:37] == 1).all()
     assert seen.sum() == 26 * 32
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"offset": 1000}, "offset is 1000; expected auto, on or off"),
+        ({"offset": "On"}, "offset is 'On'"),
+        ({"scale": "10000"}, "scale is '10000'; expected a positive number"),
+        ({"scale": True}, "scale is True"),
+        ({"date": "June"}, "date is 'June'; expected a day"),
+        ({"masked": []}, r"masked is \[\]; expected a list of whole numbers"),
+        ({"bands": "B02"}, "bands is 'B02'; expected a list of names"),
+        ({"classes": {"1": 80}}, "classes is"),
+    ],
+)
+def test_options_of_any_origin_are_checked(tmp_path, options, says):
+    path = write_scene(tmp_path)["s2"]
+    with pytest.raises(ConfigError, match=says):
+        opened({"s2": SourceOptions(path, **options)})
+
+
+def test_a_date_of_yaml_is_a_date(tmp_path):
+    write_scene(tmp_path)
+    (tmp_path / "scene.yaml").write_text("s2: {path: s2.tif, date: 2023-06-01}\n")
+    assert opened(dict(read_scene_file(tmp_path / "scene.yaml"))).dates == ("2023-06-01",)
+
+
+def test_a_small_source_on_a_large_grid_is_looked_at_where_it_is(tmp_path):
+    write_raster(tmp_path / "dem.tif", np.full((1, 1500, 1500), 400, np.float32))
+    small = smooth((10, 60, 60), low=1050, high=3000).astype(np.uint16)
+    tags = {"PRODUCT": "L2A", "PROCESSING_BASELINE": "05.09"}
+    write_raster(tmp_path / "s2.tif", small, BANDS, west=WEST + 7030, north=NORTH - 3310, tags=tags)
+    sources = {"dem": str(tmp_path / "dem.tif"), "s2": str(tmp_path / "s2.tif")}
+    assert opened(sources, (*BANDS, "dem")).sources[1].offset == 1000
+    write_raster(tmp_path / "s2.tif", np.zeros_like(small), BANDS, tags=tags)  # nothing to look at: the tag decides
+    assert opened(sources, (*BANDS, "dem")).sources[1].offset == 1000
+    write_raster(tmp_path / "s2.tif", np.zeros_like(small), BANDS)
+    with pytest.raises(ConfigError, match="no pixel that was looked at is measured"):
+        opened(sources, (*BANDS, "dem"))
+
+
+def test_scales_that_files_state_are_applied(tmp_path):
+    path = write_raster(tmp_path / "dem.tif", np.full((1, 60, 60), 4321, np.int16))
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (0.1,), (0.0,)
+    assert np.allclose(whole(opened({"dem": str(path)}, ("dem",)))[0], 432.1)
+    assert np.allclose(whole(opened({"dem": SourceOptions(str(path), scale=1.0)}, ("dem",)))[0], 4321)
+    stored = smooth((10, 60, 60), low=1050, high=3000).astype(np.uint16)
+    path = write_raster(tmp_path / "s2.tif", stored, BANDS)
+    with rasterio.open(path, "r+") as file:  # as ESA means it: reflectance = DN / 10000 - 0.1
+        file.scales, file.offsets = (1e-4,) * 10, (-0.1,) * 10
+    scene = opened({"s2": str(path)})
+    assert scene.sources[0].offset == 0
+    assert np.allclose(whole(scene)[0], stored.astype(float) - 1000, atol=0.01)
+    radar = write_raster(tmp_path / "s1.tif", np.full((2, 60, 60), -1200, np.int16), ["VV", "VH"])
+    with pytest.raises(DataError, match="expected dB, got -1200"):
+        opened({"s1": str(radar)}, ("VV", "VH"))
+
+
+@pytest.mark.parametrize("pixel", [10.0, 20.0])
+def test_the_mask_of_a_file_counts(tmp_path, pixel):
+    write_raster(tmp_path / "dem.tif", np.full((1, 60, 60), 400, np.float32))
+    path = tmp_path / "s2.tif"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        write_raster(path, smooth((10, 60, 60)).astype(np.uint16), BANDS, pixel=pixel, tags={"PRODUCT": "L2A"})
+        with rasterio.open(path, "r+") as file:
+            file.write_mask(np.repeat(np.arange(60) < 20, 60).reshape(60, 60))
+    grid = GridOptions(like=tmp_path / "dem.tif")
+    _, valid = whole(opened({"s2": SourceOptions(str(path), offset="off")}, BANDS, grid))
+    first = int(20 * pixel / 10)
+    assert valid[:, 1 : first - 2, 1:-1].all()
+    assert not valid[:, first + 2 :].any()
+
+
+def test_metres_of_mercator_are_none(tmp_path):
+    path = write_raster(
+        tmp_path / "dem.tif", np.full((1, 90, 90), 100, np.float32), crs="EPSG:3857", west=1e6, north=6e6
+    )
+    scene = opened({"dem": str(path)}, ("dem",))
+    assert scene.grid.crs.to_epsg() == 32632
+    assert 55 < scene.grid.height < 70  # pixels of 6.6 m on the ground
+    with pytest.raises(ConfigError, match="not in metres"):
+        opened({"dem": str(path)}, ("dem",), GridOptions(crs="EPSG:3857"))
+
+
+def test_bands_of_a_folder_can_be_chosen(tmp_path):
+    for band in ("B02", "B03"):
+        write_raster(tmp_path / "s2" / f"{band}.tif", smooth((1, 60, 60)).astype(np.uint16))
+    chosen = SourceOptions(str(tmp_path / "s2"), bands=["blue"], offset="off")
+    assert opened({"s2": chosen}).bands == ("B02",)
+    with pytest.raises(ConfigError, match="has no B04; it has B02 B03"):
+        opened({"s2": SourceOptions(str(tmp_path / "s2"), bands=["B04"])})

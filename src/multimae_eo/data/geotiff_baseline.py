@@ -76,7 +76,7 @@ def survey(source: Source) -> Survey:
 def decide(product: str, tags: Mapping[str, str], found: Survey) -> Decision:
     """Judge one file. product: "L1C" or "L2A"; tags: of the file, names in lower case."""
     pixels = _from_pixels(product, found.darkest)
-    stated = _stated_baseline(tags)
+    stated = stated_baseline(tags)
     if stated is None:
         return pixels
     name, baseline = stated
@@ -87,7 +87,7 @@ def decide(product: str, tags: Mapping[str, str], found: Survey) -> Decision:
     return Decision(offset, why)
 
 
-def _stated_baseline(tags: Mapping[str, str]) -> tuple[str, float] | None:
+def stated_baseline(tags: Mapping[str, str]) -> tuple[str, float] | None:
     """The tag that names a processing baseline ("04.00", "5.09", "N0400"), and its number."""
     for name, text in tags.items():
         match = re.fullmatch(r"N?(\d{2})\.?(\d{2})|(\d)\.(\d{2})", text.strip().upper())

@@ -1,6 +1,7 @@
 """Embeddings of a scene: one vector per patch, as a COG, a Zarr store or GeoParquet."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -28,8 +29,9 @@ from multimae_eo.raster import Batch
 from multimae_eo.visualize import MISSING
 
 LARGEST = 127  # of int8; -128 is no data
+LARGEST_PREVIEW = 2048  # cells of the longer side
 ROOM = 1.25  # for what a sample does not show, before numbers are cut off
-SAMPLED = 4096  # cells that scales and principal components are found on
+ENOUGH, SAMPLED = 64, 4096  # cells that scales and principal components are found on
 FORMATS = {".tif": ("int8", "float32"), ".zarr": ("int8", "float16", "float32")}
 FORMATS[".parquet"] = FORMATS[".zarr"]
 
@@ -125,21 +127,19 @@ def coarser(grid: Grid, cell: int) -> Grid:
     return Grid(grid.crs, transform, -(-grid.height // cell), -(-grid.width // cell))
 
 
-def sampled(scene: Scene, rows: TileRows, number: int = 4) -> np.ndarray:
-    """Embeddings [n, d] of some tiles, spread over a scene."""
-    edge, found = rows.tiling.size * rows.cell, []
-    shape = (scene.grid.height, scene.grid.width)
-    tops, lefts = ([int(x) for x in np.linspace(0, max(0, n - edge), number) // rows.cell] for n in shape)
-    for top in dict.fromkeys(tops):
-        for left in dict.fromkeys(lefts):
+def sampled(scene: Scene, rows: TileRows) -> np.ndarray:
+    """Embeddings [n, d] of some tiles, spread over a scene; of more where those of a few have none."""
+    edge, found = rows.tiling.size * rows.cell, np.zeros((0, rows.outputs), np.float32)
+    for number in (4, 16):
+        shape = (scene.grid.height, scene.grid.width)
+        axes = [{int(x) // rows.cell for x in np.linspace(0, max(0, n - edge), number)} for n in shape]
+        for top, left in itertools.product(*map(sorted, axes)):
             one = rows.row(top, [left])
-            weight, cells = one.sums[-1], one.sums[:-1]
-            good = one.known & (weight > 0)
-            found.append((cells[:, good] / weight[good]).T)
-    whole = np.concatenate(found)
-    if not len(whole):
-        whole = np.ones((1, rows.outputs), np.float32)
-    return whole[:: max(1, len(whole) // SAMPLED)]
+            good = one.known & (one.sums[-1] > 0)
+            found = np.concatenate([found, (one.sums[:-1, good] / one.sums[-1, good]).T])
+        if len(found) >= ENOUGH:
+            break
+    return found[:: max(1, len(found) // SAMPLED)] if len(found) else np.ones((1, rows.outputs), np.float32)
 
 
 def encoding(dtype: str, scales: np.ndarray) -> tuple[Encode, float]:
@@ -160,7 +160,10 @@ def writing(options: EmbedOptions, sample: np.ndarray) -> Callable[[Strips, Grid
 
     def write(strips: Strips, grid: Grid, layout: Layout) -> Path:
         if options.preview:
-            save_preview(strips, grid, layout, sample, options.out.with_suffix(".png"))
+            try:
+                save_preview(strips, grid, layout, sample, options.out.with_suffix(".png"))
+            except OSError as error:
+                raise strips.failed(error) from error
         return formats[options.out.suffix.lower()](strips, grid, layout)
 
     return write
@@ -178,12 +181,14 @@ def save_preview(strips: Strips, grid: Grid, layout: Layout, sample: np.ndarray,
     _, _, axes = np.linalg.svd(sample - mean, full_matrices=False)
     axes = axes[:3]
     low, high = np.percentile((sample - mean) @ axes.T, (2, 98), axis=0)
-    picture = np.full((grid.height, grid.width, 3), np.nan, np.float32)
-    for top, left, height, width in blocks(grid.height, grid.width, 256):
-        cells = values_of(strips.window(top, left, height, width), layout)
+    step = -(-max(grid.height, grid.width) // LARGEST_PREVIEW)
+    picture = np.full((-(-grid.height // step), -(-grid.width // step), 3), np.nan, np.float32)
+    for top, left, height, width in blocks(grid.height, grid.width, 256 // step * step or step):
+        cells = values_of(strips.window(top, left, height, width)[:, ::step, ::step], layout)
         shown = np.einsum("dhw,kd->hwk", cells - mean[:, None, None], axes)
+        place = np.s_[top // step : top // step + shown.shape[0], left // step : left // step + shown.shape[1]]
         for k in range(len(axes)):
-            picture[top : top + height, left : left + width, k] = (shown[..., k] - low[k]) / max(high[k] - low[k], 1e-9)
+            picture[place][..., k] = (shown[..., k] - low[k]) / max(high[k] - low[k], 1e-9)
     return save_rgb(picture, path)
 
 
@@ -194,8 +199,11 @@ def save_rgb(picture: np.ndarray, path: Path, *, smallest: int = 512) -> Path:
     times = max(1, smallest // max(missing.shape))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    matplotlib.image.imsave(partial, shown.repeat(times, axis=0).repeat(times, axis=1), format="png")
-    os.replace(partial, path)
+    try:
+        matplotlib.image.imsave(partial, shown.repeat(times, axis=0).repeat(times, axis=1), format="png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -1,17 +1,18 @@
 """What a source holds: bands by name in a file, a folder, NetCDF, Zarr or a STAC item, and what is said of it."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from rasterio.enums import MaskFlags
 
 from multimae_eo.data.geotiff_source import SKIPPED
 from multimae_eo.errors import ConfigError, DataError, UnknownNameError
 from multimae_eo.maps.layers import open_file
-from multimae_eo.maps.options import SourceOptions
+from multimae_eo.maps.options import SourceOptions, checked
 from multimae_eo.modalities import MODALITIES, canonical_band
 
 FILES = (".tif", ".tiff", ".jp2")
@@ -20,11 +21,17 @@ _PRODUCTS = tuple(dict.fromkeys(p for m in MODALITIES.values() for p in m.produc
 
 @dataclass(frozen=True)
 class Place:
-    """Where one band is: a file and its number from 1, or a variable of a data set. nodata: as the place states it."""
+    """Where one band is: a file and its number from 1, or a variable of a data set.
+
+    nodata, scale, offset: as the place states them; masked: whether it has a mask of its own.
+    """
 
     where: str
     index: int = 1
     nodata: float | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    masked: bool = False
 
 
 @dataclass
@@ -78,6 +85,7 @@ def look(name: str, options: SourceOptions, given: Any = None) -> Found:
 
     given: an xarray data set or a STAC item that is open already.
     """
+    options = checked(name, options)
     path = Path(options.path)
     found = Found(name, options, {})
     if given is not None and not hasattr(given, "data_vars"):
@@ -111,25 +119,43 @@ def _file(found: Found, path: str) -> Found:
             )
         for index, text in enumerate(names, 1):
             if text != SKIPPED:
-                _add(found, text, Place(path, index, dataset.nodatavals[index - 1]), found.options.bands is not None)
+                _add(found, text, place_in(dataset, path, index), found.options.bands is not None)
         found.tags |= {k.lower(): v for space in ("IMAGERY", None) for k, v in dataset.tags(ns=space).items()}
     return found
 
 
+def place_in(dataset: Any, path: str, index: int) -> Place:
+    """A band of an open file, and what the file states of it."""
+    own = {MaskFlags.per_dataset, MaskFlags.alpha} & set(dataset.mask_flag_enums[index - 1])
+    at = index - 1
+    return Place(path, index, dataset.nodatavals[at], dataset.scales[at], dataset.offsets[at], bool(own))
+
+
+def _only(found: Found) -> None:
+    """Of bands that are called by their files or assets, leave out those that the options do not name."""
+    if found.options.bands is not None:
+        wanted = {canonical_band(name) for name in found.options.bands if name not in (SKIPPED, "SCL")}
+        missing = wanted - found.places.keys()
+        if missing:
+            raise ConfigError(f"{found.says} has no {', '.join(sorted(missing))}; it has {' '.join(found.places)}.")
+        found.places = {n: p for n, p in found.places.items() if n in wanted or n == "SCL"}
+
+
 def _folder(found: Found, folder: Path) -> Found:
     """One file per band; of a band in several resolutions the finest."""
-    candidates: dict[str, list[tuple[float, Path, float | None]]] = {}
+    candidates: dict[str, list[tuple[float, str, Place]]] = {}
     inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in FILES and "QI_DATA" not in p.parts)
     for path in inside:
         parts = [p for p in re.split(r"[_.]", path.stem) if p]
         names = [n for p in reversed(parts) if (n := known_band(p) or (p if p == "SCL" else None))]
         if names:
             with open_file(path) as dataset:
-                candidates.setdefault(names[0], []).append((abs(dataset.transform.a), path, dataset.nodatavals[0]))
+                entry = (abs(dataset.transform.a), str(path), place_in(dataset, str(path), 1))
+                candidates.setdefault(names[0], []).append(entry)
                 found.tags |= {k.lower(): v for k, v in dataset.tags().items()}
     for name, several in candidates.items():
-        _, path, nodata = min(several, key=lambda c: c[:2])
-        found.places[name] = Place(str(path), 1, nodata)
+        found.places[name] = min(several, key=lambda c: c[:2])[2]
+    _only(found)
     if not found.places:
         raise DataError(
             f"{found.says}: expected files named after a band (..._B04_10m.jp2, B04.tif), found {len(inside)} other "
@@ -169,9 +195,10 @@ def _cube(found: Found, given: Any) -> Found:
             continue
         attrs = found.cube[variable].attrs | found.cube[variable].encoding
         nodata = attrs.get("_FillValue", attrs.get("nodata"))
-        _add(
-            found, text, Place(variable, 1, None if nodata is None else float(nodata)), found.options.bands is not None
-        )
+        own = found.cube[variable].attrs  # an encoding says how values were stored that are decoded by now
+        stated = float(own.get("scale_factor", 1)), float(own.get("add_offset", 0))
+        place = Place(variable, 1, None if nodata is None else float(nodata), *stated)
+        _add(found, text, place, found.options.bands is not None)
     return found
 
 
@@ -211,12 +238,15 @@ def _item(found: Found, item: Any) -> Found:
         if name and name not in found.places:
             raster: dict[str, Any] = next(iter(asset.extra_fields.get("raster:bands", [])), {})
             nodata = raster.get("nodata")
-            found.places[name] = Place(key, 1, None if nodata is None else float(nodata))
+            numbers = float(raster.get("scale", 1)), float(raster.get("offset", 0))
+            found.places[name] = Place(key, 1, None if nodata is None else float(nodata), *numbers)
+    _only(found)
     found.tags |= {str(k).lower().removeprefix("s2:"): str(v) for k, v in item.properties.items()}
     found.tags["collection"] = str(item.collection_id or "")
     if str(item.properties.get("earthsearch:boa_offset_applied", "")).lower() == "true":
         found.tags.pop("processing_baseline", None)
         found.tags["offset"] = "off"
+        found.places = {n: replace(p, offset=0.0) for n, p in found.places.items()}  # stated, but in the values already
     return found
 
 
@@ -271,18 +301,20 @@ def read_scene_file(path: Path) -> Mapping[str, Any]:
 
 def _sources(path: Path, content: Mapping[Any, Any]) -> Iterator[tuple[str, str | SourceOptions]]:
     known = SourceOptions.__dataclass_fields__
+
+    def beside(text: str) -> str:
+        return text if "://" in text else str(path.parent / text)
+
     for name, value in content.items():
         if isinstance(value, str):
-            yield str(name), str(path.parent / value) if "://" not in value else value
+            yield str(name), beside(value)
             continue
-        if not isinstance(value, dict) or "path" not in value:
+        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
             raise ConfigError(f"'{path}': source '{name}' has no path.")
         for key in value:
             if key not in known:
                 raise UnknownNameError(f"option of source '{name}' in '{path}':", str(key), known)
-        yield str(name), SourceOptions(**{**value, "path": str(path.parent / str(value["path"]))})
-
-
-def dumped(tags: Mapping[str, str]) -> str:
-    """Tags as one line of JSON."""
-    return json.dumps(dict(tags), sort_keys=True)
+        options = SourceOptions(**{**value, "path": beside(value["path"])})
+        if isinstance(options.mask, str) and Path(beside(options.mask)).is_file():
+            options.mask = beside(options.mask)
+        yield str(name), options

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -70,13 +71,20 @@ class Damage:
     """What could not be read: windows of the scene, per file."""
 
     windows: dict[str, set[Window]] = field(default_factory=dict)
+    lock: Any = field(default_factory=Lock)
 
     def note(self, place: str, window: Window) -> None:
-        self.windows.setdefault(place, set()).add(window)
+        self.add({place: [window]})
 
     def add(self, windows: Mapping[str, Collection[Window]]) -> None:
-        for place, more in windows.items():
-            self.windows.setdefault(place, set()).update(more)
+        with self.lock:  # a thread reads ahead
+            for place, more in windows.items():
+                self.windows.setdefault(place, set()).update(more)
+
+    def listed(self) -> dict[str, list[Window]]:
+        """A copy, in order."""
+        with self.lock:
+            return {place: sorted(windows) for place, windows in self.windows.items()}
 
     def __bool__(self) -> bool:
         return bool(self.windows)

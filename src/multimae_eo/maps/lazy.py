@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from multimae_eo import checkpoint
-from multimae_eo.errors import ConfigError
-from multimae_eo.maps.feeding import Stated, feed_of
+from multimae_eo.data.geotiff_source import METRES
+from multimae_eo.errors import ConfigError, GridError
+from multimae_eo.maps.feeding import Stated, feed_of, missing
 from multimae_eo.maps.finding import import_extra, known_band
 from multimae_eo.maps.layers import Window
 from multimae_eo.maps.mapping import TileRows, device_of, tiling_for
 from multimae_eo.maps.options import TileOptions
-from multimae_eo.maps.predict import layout_of, predicting
+from multimae_eo.maps.predict import dropped, layout_of, predicting
 from multimae_eo.maps.tiling import blend
+from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical
 from multimae_eo.predictor import Predictor
 
 QUIET = TileOptions(progress=False)
@@ -27,22 +29,25 @@ def predict_dataarray(
     *,
     products: Mapping[str, str] | None = None,
     probabilities: bool = False,
+    allow_missing: bool = False,
     tiles: TileOptions = QUIET,
 ) -> Any:
     """Map what a fine-tuned checkpoint predicts over an xarray object on a 10 m grid; nothing is computed yet.
 
     model: a checkpoint directory that every worker can read. data: a Dataset whose variables are bands, or a DataArray
     with a coordinate "band" of their names, in the model's units (reflectance x 10000 without offset, m, dB), NaN or
-    the attribute "nodata" (0 in integer bands) where nothing was measured. products: {modality: product}, where the
+    the attribute "nodata" (0 in reflectance) where nothing was measured. products: {modality: product}, where the
     checkpoint does not say. Returns a DataArray on the same grid, chunked like the data: class codes [y, x], or
     probabilities or values [band, y, x]; no data is its attribute "nodata". Each chunk computes the tiles that touch
-    it, so that chunks of 1,000 px and more waste little. Raises ConfigError.
+    it, so that chunks of 1,000 px and more waste little. allow_missing: as of `predict`. Raises ConfigError, GridError.
     """
     xarray, dask = import_extra("xarray", "holds arrays with coordinates"), import_extra("dask.array", "is lazy")
     predictor = _loaded(str(model))
     array, names, nodata = _as_array(data, xarray)
     tiling = tiling_for(tiles, predictor.config)
-    feed_of(names, _stated(products or {}), predictor.config, predictor.task)
+    feed = feed_of(names, _stated(products or {}), predictor.config, predictor.task)
+    trained = checkpoint.read_content(model).get("extra", {})
+    missing(feed, predictor.task, droppable=dropped(trained), allowed=allow_missing)
     layout, _ = layout_of(predictor.task, probabilities)
     lazy = array.data if hasattr(array.data, "dask") else dask.from_array(array.data)
     lazy = lazy.rechunk((-1, *(_at_least(tiling.size, sizes) for sizes in lazy.chunks[1:])))
@@ -82,26 +87,49 @@ def predict_dataarray(
     return result.assign_coords(band=list(layout.bands)).rename("prediction")
 
 
-def _as_array(data: Any, xarray: Any) -> tuple[Any, tuple[str, ...], float | None]:
-    """[band, y, x] with canonical names of bands, and the value that is no data."""
+def _as_array(data: Any, xarray: Any) -> tuple[Any, tuple[str, ...], tuple[float | None, ...]]:
+    """[band, y, x] with canonical names of bands, and the value of each that is no data."""
     if hasattr(data, "data_vars"):
         names = [name for name in map(str, data.data_vars) if known_band(name)]
         if not names:
             raise ConfigError(f"the data set has no variable with the name of a band: {', '.join(map(str, data))}.")
-        nodata = data[names[0]].attrs.get("nodata", data[names[0]].attrs.get("_FillValue"))
-        integers = all(data[name].dtype.kind in "iu" for name in names)
+        attrs = [data[name].attrs for name in names]
         array = data[names].to_array("band")
     else:
         if "band" not in data.dims or "band" not in data.coords:
             raise ConfigError("the array has no coordinate 'band' with the names of its bands.")
-        array, nodata, integers = data, data.attrs.get("nodata"), data.dtype.kind in "iu"
-        names = [str(name) for name in data["band"].values]
+        array, names = data, [str(name) for name in data["band"].values]
+        attrs = [data.attrs] * len(names)
     array = array.squeeze([d for d in array.dims if d in ("time", "t") and array.sizes[d] == 1], drop=True)
     if array.ndim != 3:
         raise ConfigError(f"expected data of bands, y and x, got {', '.join(map(str, array.dims))}; choose one time.")
     array = array.transpose("band", ...)
+    _check_grid(array)
     known = tuple(known_band(name) or name for name in names)
-    return array, known, nodata if nodata is not None else (0 if integers else None)
+    stated = [a.get("nodata", a.get("_FillValue")) for a in attrs]
+    # Where one mark stands for all bands, 0 is none in those that have zeros, like heights.
+    marks = ((band, None if mark is None else float(mark)) for band, mark in zip(known, stated, strict=True))
+    return array, known, tuple(None if mark == 0 and not zero_is_nothing(band) else mark for band, mark in marks)
+
+
+def zero_is_nothing(band: str) -> bool:
+    """Whether 0 is no value of a band: in reflectance, and in classes that have no code 0."""
+    modality = next((m for m in MODALITIES.values() if band in m.bands), None)
+    if isinstance(modality, Categorical):
+        return 0 not in modality.codes
+    return modality is not None and modality.unit == REFLECTANCE
+
+
+def _check_grid(array: Any) -> None:
+    """Raise GridError where coordinates say that pixels are not 10 x 10 m, from north to south."""
+    for dim, step in zip(array.dims[1:], (-METRES, METRES), strict=True):
+        if dim in array.coords and array.sizes[dim] > 1:
+            found = np.diff(array.coords[dim].values)
+            if np.abs(found - step).max() > METRES / 100:
+                raise GridError(
+                    f"expected steps of {step:g} m along {dim}, got {found.min():g} to {found.max():g}. Load the data "
+                    "on a grid of 10 m, north up: odc.stac.load(..., crs='utm', resolution=10)."
+                )
 
 
 def _stated(products: Mapping[str, str]) -> Stated:
@@ -127,7 +155,7 @@ def _block(
     *,
     model: str,
     names: tuple[str, ...],
-    nodata: float | None,
+    nodata: tuple[float | None, ...],
     products: Mapping[str, str],
     probabilities: bool,
     tiles: TileOptions,
@@ -144,7 +172,12 @@ def _block(
     place = block_info[0]["chunk-location"]
     rows, columns = (range(e[i], e[i + 1]) for e, i in zip(edges, place[1:], strict=True))
     feed = feed_of(names, _stated(products), predictor.config, predictor.task)
-    known = np.isfinite(padded) if nodata is None else np.isfinite(padded) & (padded != nodata)
+    known = np.isfinite(padded)
+    for i, (band, mark) in enumerate(zip(names, nodata, strict=True)):
+        if mark is not None:
+            known[i] &= padded[i] != mark
+        if zero_is_nothing(band):
+            known[i] &= padded[i] > 0
 
     def read(window: Window) -> tuple[np.ndarray, np.ndarray]:
         top, left = window.top - rows.start + depth[0], window.left - columns.start + depth[1]

@@ -125,6 +125,7 @@ class TileRows:
         """Values and validity of the pixels of a row of tiles; starts to read those of the next one."""
         key = (top, lefts[0], lefts[-1])
         future = self._ahead.pop(key, None)
+        self._ahead.clear()  # what was read ahead for a row that does not come
         found = (future or self._reader.submit(self.read, self._window(*key))).result()  # files are for one thread
         following = (top + self.tiling.stride, *key[1:])
         self._ahead[following] = self._reader.submit(self.read, self._window(*following))

@@ -1,5 +1,8 @@
 """The options of mapping, as plain dataclasses; imports neither torch nor rasterio."""
 
+import dataclasses
+import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +26,7 @@ class SourceOptions:
         product: what the values are of, for the model's statistics: "L1C", "L2A", ...; by default as the path, the
             name of the source or the metadata say.
         nodata: overrides the no-data value (and mask) that the file states; 0 in Sentinel-2 bands by default.
-        scale: factor from the file's values to reflectance x 10000, metres or dB.
+        scale: factor from the file's values to reflectance x 10000, metres or dB; by default what the file states.
         offset: whether Sentinel-2 bands carry the +1000 of ESA's processing baseline 04; auto judges tags and pixels.
         classes: maps of classes only: code in the file -> code of the model's class, 0 for no data.
         mask: a raster of clouds or scene classes; in a folder or STAC item the name of one of its bands, like "SCL".
@@ -35,7 +38,7 @@ class SourceOptions:
     bands: list[str] | None = None
     product: str | None = None
     nodata: float | None = None
-    scale: float = 1.0
+    scale: float | None = None
     offset: Offset = "auto"
     classes: dict[int, int] | None = None
     mask: str | None = None
@@ -56,7 +59,7 @@ class GridOptions:
 
     Args:
         like: take the grid of this raster.
-        crs: reference system, e.g. EPSG:32632; must be in metres.
+        crs: reference system, e.g. EPSG:32632; must be in metres, and not Mercator's.
         bounds: left, bottom, right, top in units of the grid's reference system; all of the first source by default.
     """
 
@@ -186,6 +189,39 @@ class ReportOptions:
     map: Path | None = None
     before: Path | None = None
     out: Path | None = None
+
+
+def checked(name: str, options: SourceOptions) -> SourceOptions:
+    """The options of a source, a date as text; raises ConfigError for what no option can be, wherever it comes from."""
+    where, date = f"source '{name}'", options.date
+    if isinstance(date, datetime.date):  # what YAML makes of one
+        date = date.isoformat()[:10]
+    number = isinstance(options.scale, int | float) and not isinstance(options.scale, bool) and options.scale > 0
+    wrong = {
+        "offset": not isinstance(options.offset, bool) and options.offset not in ("auto", "on", "off"),
+        "scale": options.scale is not None and not number,
+        "date": date is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", str(date)),
+        "bands": options.bands is not None and not _are(options.bands, str),
+        "masked": options.masked is not None and not _are(options.masked, int),
+        "classes": options.classes is not None and not _are([*options.classes, *options.classes.values()], int),
+    }
+    expected = {
+        "offset": "auto, on or off",
+        "scale": "a positive number",
+        "date": "a day as YYYY-MM-DD",
+        "bands": "a list of names",
+        "masked": "a list of whole numbers",
+        "classes": "codes of the file and what they mean, {1: 80}",
+    }
+    for key, is_wrong in wrong.items():
+        if is_wrong:
+            raise ConfigError(f"{where}: {key} is {getattr(options, key)!r}; expected {expected[key]}.")
+    return dataclasses.replace(options, date=date, path=str(options.path))
+
+
+def _are(values: object, kind: type) -> bool:
+    """Whether these are some values of a kind."""
+    return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)
 
 
 def as_sources(given: Mapping[str, str | SourceOptions]) -> dict[str, SourceOptions]:

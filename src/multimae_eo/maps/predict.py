@@ -37,7 +37,7 @@ def predict_map(options: PredictOptions) -> Path:
         layout, encode = layout_of(model.task, options.probabilities)
         scene = open_scene(sources_of(options), bands_of(model.task.inputs, model.config.modalities), options.grid)
         feed = feed_of(scene.bands, scene.product_of, model.config, model.task)
-        scene.notes += missing(feed, model.task, droppable=_dropped(trained), allowed=options.allow_missing)
+        scene.notes += missing(feed, model.task, droppable=dropped(trained), allowed=options.allow_missing)
         work = predicting(model.to(device_of(options.tiles.device)))
         rows = TileRows(
             scene.read, feed, tiling, work, outputs=model.task.num_outputs, config=model.config, options=options.tiles
@@ -109,6 +109,7 @@ def _code_type(codes: np.ndarray) -> tuple[str, int]:
     return "int32", int(np.iinfo("int32").min)
 
 
-def _dropped(extra: Mapping[str, Any]) -> bool:
+def dropped(extra: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was trained with modalities left out at random."""
     data = extra.get("data")
     return isinstance(data, dict) and float(data.get("drop_modality") or 0) > 0

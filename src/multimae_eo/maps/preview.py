@@ -56,7 +56,7 @@ def _painted(
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Colours [h, w, 4], and the legend: name -> colour."""
     picture = np.zeros((*values.shape, 4), np.uint8)
-    names = json.loads(tags["CLASSES"]) if "CLASSES" in tags and file.count <= 2 else {}
+    names = json.loads(tags["CLASSES"]) if "CLASSES" in tags and file.descriptions[0] == "class" else {}
     if names:
         colors = _class_colors(file, tags)
         for code in map(int, names):

@@ -15,7 +15,7 @@ import rasterio
 import torch
 from tqdm import tqdm
 
-from multimae_eo import checkpoint
+from multimae_eo import __version__, checkpoint
 from multimae_eo.data.geotiff_source import Grid
 from multimae_eo.errors import ConfigError, IncompleteError
 from multimae_eo.maps.finding import read_scene_file
@@ -88,7 +88,7 @@ def compute(
             bar.update(number[panel] - tiles_in(rows.tiling, rest, panel, shape))
             for top, values, valid in blend(rows.tiling, rest, panel, shape, rows.row) if rest else ():
                 window = Window(top, panel.start, *valid.shape)
-                strips.save(top, panel.start, encode(values, valid, window), scene.damage.windows)
+                strips.save(top, panel.start, encode(values, valid, window), scene.damage.listed())
 
 
 def tiles_in(tiling: Tiling, rows: range, columns: range, shape: tuple[int, int]) -> int:
@@ -126,11 +126,29 @@ def sources_of(options: Any) -> dict[str, SourceOptions]:
 
 
 def about(options: Any, scene: Scene) -> dict[str, Any]:
-    """What decides the numbers of a map: options, weights, and the state of the files."""
-    content = {k: v for k, v in dataclasses.asdict(options).items() if k != "out"}
+    """What decides the numbers of a map: options, sources as they are read, weights, and the state of the files."""
+    content = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "source", "scene")}
     content["tiles"] = {k: v for k, v in content["tiles"].items() if k != "progress"}
-    files = sorted({band.place for source in scene.sources for band in source.layer.bands})
-    files += [str(anchor)] if (anchor := content.get("anchor")) else []
-    stats = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files if Path(f).is_file()]
-    state = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-    return {"options": content, "weights": checkpoint.fingerprint(options.checkpoint), "files": state}
+    sources = [
+        {"offset": s.offset, "product": s.found.product, "stated": s.stated, **dataclasses.asdict(s.found.options)}
+        for s in scene.sources
+    ]
+    grid = [scene.grid.crs.to_wkt(), list(scene.grid.transform)[:6], scene.grid.height, scene.grid.width]
+    paths = {band.place for source in scene.sources for band in source.layer.bands}
+    paths |= {source.found.options.path for source in scene.sources}
+    paths |= {str(anchor)} if (anchor := content.get("anchor")) else set()
+    return {
+        "version": __version__,
+        "options": content,
+        "sources": sources,
+        "grid": grid,
+        "weights": checkpoint.fingerprint(options.checkpoint),
+        "files": hashlib.sha256(json.dumps(states(sorted(paths))).encode()).hexdigest(),
+    }
+
+
+def states(paths: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Size and time of files, and of all files in folders; what is no path of this machine is left out."""
+    found = [Path(path) for path in paths]
+    files = [f for p in found for f in (sorted(p.rglob("*")) if p.is_dir() else [p]) if f.is_file()]
+    return [(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]

@@ -1,7 +1,8 @@
 """A scene: rasters with a place on Earth. Several sources on one grid, read window by window, in the model's units."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import rasterio
 from rasterio.warp import calculate_default_transform, transform_bounds
 
-from multimae_eo.data.geotiff_baseline import OFFSET, Survey, decide
+from multimae_eo.data.geotiff_baseline import OFFSET, Decision, Survey, decide, stated_baseline
 from multimae_eo.data.geotiff_source import METRES, Grid
 from multimae_eo.errors import ConfigError, DataError, GridError
 from multimae_eo.maps.finding import Found, Place, look
@@ -27,7 +28,8 @@ _MODALITY_OF: Mapping[str, Modality] = {band: m for m in MODALITIES.values() for
 class Source:
     """One source on the scene's grid.
 
-    layer: its bands, and last the mask if it has one; offset: what is taken off of reflectance x 10000.
+    layer: its bands, and last the mask if it has one; offset: what is taken off of reflectance x 10000; stated: scale
+    and offset of each band as its file states them.
     """
 
     found: Found
@@ -35,6 +37,7 @@ class Source:
     bands: tuple[str, ...]
     masked: tuple[int, ...] = ()
     offset: int = 0
+    stated: tuple[tuple[float, float], ...] = ()
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Values in the modality's unit (class codes), float32, and validity, [bands, h, w]."""
@@ -48,8 +51,10 @@ class Source:
             if isinstance(modality, Categorical):
                 self._classes(values[i], valid[i], options.classes)
                 continue
-            if options.scale != 1:
+            if options.scale is not None:
                 values[i] *= options.scale
+            elif self.stated[i] != (1.0, 0.0):
+                values[i] = values[i] * self.stated[i][0] + self.stated[i][1]
             if modality.unit == REFLECTANCE:
                 valid[i] &= values[i] > 0  # DN 0 is no data in ESA's products; below it lies no DN
                 if self.offset:
@@ -152,12 +157,26 @@ def open_scene(
         if found not in used:
             scene.notes.append(f"{found.says} has nothing that the checkpoint takes ({' '.join(found.places)}).")
             continue
-        _check_place(found, grid)
-        scene.sources.append(_source(found, [b for b in wanted if b in found.places], grid, damage, scene.notes))
+        part, names = overlap(found, grid), [b for b in wanted if b in found.places]
+        scene.sources.append(_source(found, names, grid, part, damage, scene.notes))
     return scene
 
 
-def _source(found: Found, names: Sequence[str], grid: Grid, damage: Damage, notes: list[str]) -> Source:
+def _stated(found: Found, band: str) -> tuple[float, float]:
+    """Scale and offset that a file states for a band; of reflectance from 0 to 1, those to reflectance x 10000.
+
+    An offset is that of the processing baseline, which is then taken off with it.
+    """
+    place = found.places[band]
+    if _MODALITY_OF[band].unit != REFLECTANCE or place.scale > 0.01:
+        return place.scale, place.offset
+    if place.offset:
+        found.tags["offset"] = "off"
+    return 10_000 * place.scale, 10_000 * place.offset
+
+
+def _source(found: Found, names: Sequence[str], grid: Grid, part: Window, damage: Damage, notes: list[str]) -> Source:
+    """A source on the grid; part: where it lies on it, in which its values are looked at."""
     options = found.options
     bands = [_band(name, found.places[name], options) for name in names]
     mask, masked = _mask(found)
@@ -169,8 +188,9 @@ def _source(found: Found, names: Sequence[str], grid: Grid, damage: Damage, note
         layer = FileLayer([*bands, *mask], grid, damage)
     if SCENE_CLASSES in found.places and not masked:
         notes.append(f"{found.says} has scene classes; --source.{found.name}.mask {SCENE_CLASSES} leaves clouds out.")
-    source = Source(found, layer, tuple(names), masked)
-    sample = [source.read(window) for window in spread_windows(grid)]
+    stated = tuple(_stated(found, name) for name in names)
+    source = Source(found, layer, tuple(names), masked, stated=stated)
+    sample = [source.read(window) for window in spread_windows(part)]
     values, valid = (np.stack(part, axis=1) for part in zip(*sample, strict=True))
     for i, name in enumerate(names):
         _check_values(found, name, values[i][valid[i]])
@@ -183,9 +203,8 @@ def _source(found: Found, names: Sequence[str], grid: Grid, damage: Damage, note
 def _band(name: str, place: Place, options: SourceOptions) -> Band:
     modality = _MODALITY_OF[name]
     nodata = options.nodata if options.nodata is not None else place.nodata
-    if nodata is None and not isinstance(modality, Categorical) and modality.unit == REFLECTANCE:
-        nodata = 0.0
-    if nodata is None and isinstance(modality, Categorical) and 0 not in modality.codes:
+    zero = 0 not in modality.codes if isinstance(modality, Categorical) else modality.unit == REFLECTANCE
+    if nodata is None and zero and not place.masked:  # a file with a mask of its own is believed
         nodata = 0.0
     return Band(name, place.where, place.index, isinstance(modality, Categorical), nodata)
 
@@ -218,7 +237,7 @@ def _check_values(found: Found, band: str, known: np.ndarray) -> None:
                 "nothing."
             )
         return
-    low, high = float(known.min()), float(known.max())
+    low, high, mend = float(known.min()), float(known.max()), f"Set {key}.nodata or {key}.scale."
     if modality.unit == REFLECTANCE and high <= 2:
         raise DataError(
             f"{found.says}: expected {modality.unit}, got {low:g} to {high:g} in {band}, which looks like reflectance. "
@@ -230,6 +249,8 @@ def _check_values(found: Found, band: str, known: np.ndarray) -> None:
         )
     if modality.unit == "dB" and low >= 0:
         raise DataError(f"{found.says}: expected dB, got {low:g} to {high:g} in {band}, which looks like linear power.")
+    if modality.unit == "dB" and low < -100:
+        raise DataError(f"{found.says}: expected dB, got {low:g} to {high:g} in {band}. {mend}")
     if modality.unit == "m" and (low < -1000 or high > 9500):
         raise DataError(
             f"{found.says}: expected m, got {low:g} to {high:g} in {band}. Set {key}.nodata or {key}.scale."
@@ -242,10 +263,13 @@ def _offset(found: Found, known: Mapping[str, np.ndarray]) -> int:
     if said != "auto":
         return OFFSET if said == "on" else 0
     darkest = {band: int(np.percentile(values, 1)) for band, values in known.items() if values.size}
-    if not darkest:
-        return 0
-    largest = int(max(values.max(initial=0) for values in known.values()))
-    decision = decide(found.product or "L2A", found.tags, Survey(darkest, largest))
+    if darkest:
+        largest = int(max(values.max(initial=0) for values in known.values()))
+        decision = decide(found.product or "L2A", found.tags, Survey(darkest, largest))
+    elif (stated := stated_baseline(found.tags)) is not None:
+        return OFFSET if stated[1] >= 4 else 0
+    else:
+        decision = Decision("undecided", "no tag names the baseline, and no pixel that was looked at is measured")
     if decision.offset == "undecided":
         raise ConfigError(
             f"{found.says}: whether its values carry the +{OFFSET} of processing baseline 04 cannot be told: "
@@ -254,10 +278,11 @@ def _offset(found: Found, known: Mapping[str, np.ndarray]) -> int:
     return OFFSET if decision.offset == "on" else 0
 
 
-def spread_windows(grid: Grid, number: int = 5, edge: int = 64) -> list[Window]:
-    """Small windows spread over a grid."""
+def spread_windows(part: Window, number: int = 5, edge: int = 64) -> list[Window]:
+    """Small windows spread over a part of a grid."""
     tops, lefts = (
-        sorted({int(x) for x in np.linspace(0, max(0, length - edge), number)}) for length in (grid.height, grid.width)
+        sorted({first + int(x) for x in np.linspace(0, max(0, length - edge), number)})
+        for first, length in ((part.top, part.height), (part.left, part.width))
     )
     return [Window(top, left, edge, edge) for top in tops for left in lefts]
 
@@ -267,7 +292,7 @@ def grid_of(founds: Sequence[Found], options: GridOptions, wanted: Iterable[str]
     if options.like is not None:
         with open_file(options.like) as dataset:
             grid = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
-        if not is_metric(grid):
+        if grid.crs is None or not is_metric(grid):
             raise GridError(f"'{options.like}': expected a north-up grid of 10 m, got {grid.describe()}.")
     else:
         native = [g for found in founds for g in _grids(found, wanted)]
@@ -302,9 +327,14 @@ def _cube_grid(found: Found) -> Grid:
     return Grid(rasterio.crs.CRS.from_wkt(box.crs.wkt), box.affine, *box.shape)
 
 
+def is_true(crs: Any) -> bool:
+    """Whether a reference system is projected, and none in which a metre is longer than one (Mercator's)."""
+    return crs.is_projected and not re.search(r'PROJECTION\["(Popular_Visualisation_Pseudo_)?Mercator', crs.to_wkt())
+
+
 def is_metric(grid: Grid) -> bool:
     """Whether a grid is north up with pixels of 10 x 10 m, to 1 %."""
-    t, metres = grid.transform, grid.crs.linear_units_factor[1] if grid.crs.is_projected else math.nan
+    t, metres = grid.transform, grid.crs.linear_units_factor[1] if is_true(grid.crs) else math.nan
     return not (t.b or t.d) and all(abs(edge * metres - METRES) <= METRES / 100 for edge in (t.a, -t.e))
 
 
@@ -314,7 +344,7 @@ def _warped(grid: Grid, crs: Any) -> Grid:
         left, bottom, right, top = transform_bounds(grid.crs, "EPSG:4326", *_outline(grid))
         zone = min(60, int(((left + right) / 2 + 180) // 6) + 1)
         crs = rasterio.crs.CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
-        if grid.crs.is_projected and abs(grid.crs.linear_units_factor[1] - 1) < 1e-9:
+        if is_true(grid.crs) and abs(grid.crs.linear_units_factor[1] - 1) < 1e-9:
             crs = grid.crs
     transform, width, height = calculate_default_transform(
         grid.crs, crs, grid.width, grid.height, *_outline(grid), resolution=METRES
@@ -335,7 +365,7 @@ def _parsed(crs: str) -> Any:
         found = rasterio.crs.CRS.from_user_input(crs)
     except rasterio.errors.CRSError as error:
         raise ConfigError(f"grid.crs '{crs}' is no reference system: {error}.") from error
-    if not found.is_projected or abs(found.linear_units_factor[1] - 1) > 1e-9:
+    if not is_true(found) or abs(found.linear_units_factor[1] - 1) > 1e-9:
         raise ConfigError(f"grid.crs '{crs}' is not in metres; take the UTM zone of the scene, e.g. EPSG:32632.")
     return found
 
@@ -352,19 +382,22 @@ def _cropped(grid: Grid, bounds: Sequence[float]) -> Grid:
     return Grid(grid.crs, transform, below - above, last - first)
 
 
-def _check_place(found: Found, grid: Grid) -> None:
-    """Raise GridError for a source that does not overlap the grid."""
+def overlap(found: Found, grid: Grid) -> Window:
+    """Where a source lies on the grid, the smallest part of its bands; raises GridError where it lies beside it."""
+    parts = []
     for own in _grids(found, list(found.places)):
         try:
             left, bottom, right, top = transform_bounds(own.crs, grid.crs, *_outline(own))
         except (rasterio.errors.RasterioError, ValueError):  # too far away for the grid's reference system
             left, bottom, right, top = math.inf, math.inf, -math.inf, -math.inf
-        a = grid.bounds
-        if left >= a[2] or right <= a[0] or bottom >= a[3] or top <= a[1]:
+        a, t = grid.bounds, grid.transform
+        west, south, east, north = max(left, a[0]), max(bottom, a[1]), min(right, a[2]), min(top, a[3])
+        if west >= east or south >= north:
             raise GridError(
                 f"{found.says} does not overlap the scene: the scene is {grid.describe()}; the source is "
                 f"{own.describe()}. Name sources of one place, or choose the grid with --grid.like or --grid.bounds."
             )
-
-
-SceneReader = Callable[[Window], tuple[np.ndarray, np.ndarray]]
+        first, last = int((west - t.c) / t.a), math.ceil((east - t.c) / t.a)
+        above, below = int((north - t.f) / t.e), math.ceil((south - t.f) / t.e)
+        parts.append(Window(above, first, below - above, last - first))
+    return min(parts, key=lambda w: w.height * w.width)

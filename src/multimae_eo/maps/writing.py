@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Strips:
         self._found: list[tuple[int, int, tuple[int, int, int], Path]] = []
         self.resumed = False
         try:
-            if out.is_dir():
+            if out.is_dir() and not (out.suffix == ".zarr" and (out / "zarr.json").exists()):
                 raise ConfigError(f"'{out}' is a folder; name the file to write.")
             known = self.folder / "about.json"
             if self.folder.exists() and (not known.exists() or known.read_text() != text):
@@ -74,7 +74,7 @@ class Strips:
             return {}
         return {place: {Window(*w) for w in windows} for place, windows in json.loads(known.read_text()).items()}
 
-    def save(self, top: int, left: int, values: np.ndarray, damage: Mapping[str, Collection[Window]]) -> None:
+    def save(self, top: int, left: int, values: np.ndarray, damage: Mapping[str, Sequence[Window]]) -> None:
         """Keep a strip [bands, rows, columns], and what could not be read so far.
 
         Raises WriteError, and leaves the strips before it.
@@ -82,7 +82,7 @@ class Strips:
         partial = self.folder / "strip.partial"
         try:
             if damage:
-                partial.write_text(json.dumps({place: sorted(windows) for place, windows in damage.items()}))
+                partial.write_text(json.dumps(damage))
                 os.replace(partial, self.folder / "damage.json")
             with open(partial, "wb") as file:
                 np.save(file, values)
