@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from multimae_eo import checkpoint
+from multimae_eo.config import TaskConfig
 from multimae_eo.data.geotiff_source import METRES
 from multimae_eo.errors import ConfigError, GridError
 from multimae_eo.maps.feeding import Stated, feed_of, missing
@@ -17,6 +18,7 @@ from multimae_eo.maps.mapping import TileRows, device_of, tiling_for
 from multimae_eo.maps.options import TileOptions
 from multimae_eo.maps.predict import dropped, layout_of, predicting
 from multimae_eo.maps.tiling import blend
+from multimae_eo.maps.writing import Layout
 from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical
 from multimae_eo.predictor import Predictor
 
@@ -73,12 +75,17 @@ def predict_dataarray(
         chunks=((len(layout.bands),), *lazy.chunks[1:]),
         meta=np.empty((0, 0, 0), layout.dtype),
     )
+    return _described(mapped, array, layout, predictor.task, xarray)
+
+
+def _described(mapped: Any, array: Any, layout: Layout, task: TaskConfig, xarray: Any) -> Any:
+    """The result with the coordinates of the data, and what its numbers mean."""
     coords = {d: array.coords[d] for d in array.dims[1:] if d in array.coords}
     coords |= {name: c for name, c in array.coords.items() if c.ndim == 0}
     about = {"nodata": layout.nodata, **{k.lower(): v for k, v in layout.tags.items()}}
-    if predictor.task.classes and not probabilities:
-        about |= {"flag_values": [c.code for c in predictor.task.classes]}
-        about |= {"flag_meanings": " ".join(c.name.replace(" ", "_") for c in predictor.task.classes)}
+    if list(layout.bands) == ["class"]:
+        about |= {"flag_values": [c.code for c in task.classes]}
+        about |= {"flag_meanings": " ".join(c.name.replace(" ", "_") for c in task.classes)}
     if layout.scales:
         about |= {"scale_factor": layout.scales[0], "add_offset": 0.0}
     result = xarray.DataArray(mapped, dims=("band", *array.dims[1:]), coords=coords, attrs=about)

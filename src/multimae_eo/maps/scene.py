@@ -1,20 +1,17 @@
 """A scene: rasters with a place on Earth. Several sources on one grid, read window by window, in the model's units."""
 
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import rasterio
-from rasterio.warp import calculate_default_transform, transform_bounds
 
 from multimae_eo.data.geotiff_baseline import OFFSET, Decision, Survey, decide, stated_baseline
-from multimae_eo.data.geotiff_source import METRES, Grid
-from multimae_eo.errors import ConfigError, DataError, GridError
+from multimae_eo.data.geotiff_source import Grid
+from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.maps.finding import Found, Place, look
-from multimae_eo.maps.layers import Band, CubeLayer, Damage, FileLayer, ItemLayer, Layer, Window, open_file
+from multimae_eo.maps.grid import grid_of, overlap
+from multimae_eo.maps.layers import Band, CubeLayer, Damage, FileLayer, ItemLayer, Layer, Window
 from multimae_eo.maps.options import GridOptions, SourceOptions
 from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical, Modality
 
@@ -285,119 +282,3 @@ def spread_windows(part: Window, number: int = 5, edge: int = 64) -> list[Window
         for first, length in ((part.top, part.height), (part.left, part.width))
     )
     return [Window(top, left, edge, edge) for top in tops for left in lefts]
-
-
-def grid_of(founds: Sequence[Found], options: GridOptions, wanted: Iterable[str]) -> Grid:
-    """The grid of a scene: of 10 m pixels, north up, in metres."""
-    if options.like is not None:
-        with open_file(options.like) as dataset:
-            grid = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
-        if grid.crs is None or not is_metric(grid):
-            raise GridError(f"'{options.like}': expected a north-up grid of 10 m, got {grid.describe()}.")
-    else:
-        native = [g for found in founds for g in _grids(found, wanted)]
-        grid = next((g for g in native if is_metric(g)), None) or _warped(native[0], None)
-        if options.crs is not None:
-            grid = _warped(grid, _parsed(options.crs))
-    return grid if options.bounds is None else _cropped(grid, options.bounds)
-
-
-def _grids(found: Found, wanted: Iterable[str]) -> list[Grid]:
-    """The grids that the bands of a source lie on."""
-    if found.cube is not None:
-        return [_cube_grid(found)]
-    grids = []
-    for where in dict.fromkeys(p.where for band, p in found.places.items() if band in wanted):
-        with open_file(where if found.item is None else found.item.assets[where].get_absolute_href()) as dataset:
-            if dataset.crs is None:
-                raise GridError(
-                    f"{found.says} has no coordinate reference system. Assign it: gdal_edit.py -a_srs EPSG:<code> FILE."
-                )
-            grids.append(Grid(dataset.crs, dataset.transform, dataset.height, dataset.width))
-    return grids
-
-
-def _cube_grid(found: Found) -> Grid:
-    box = found.cube.odc.geobox
-    if box is None or box.crs is None:
-        raise GridError(
-            f"{found.says} does not say where it lies: it has no coordinate reference system, or its x and y are not "
-            "evenly spaced. Assign one: data.odc.assign_crs(32632)."
-        )
-    return Grid(rasterio.crs.CRS.from_wkt(box.crs.wkt), box.affine, *box.shape)
-
-
-def is_true(crs: Any) -> bool:
-    """Whether a reference system is projected, and none in which a metre is longer than one (Mercator's)."""
-    return crs.is_projected and not re.search(r'PROJECTION\["(Popular_Visualisation_Pseudo_)?Mercator', crs.to_wkt())
-
-
-def is_metric(grid: Grid) -> bool:
-    """Whether a grid is north up with pixels of 10 x 10 m, to 1 %."""
-    t, metres = grid.transform, grid.crs.linear_units_factor[1] if is_true(grid.crs) else math.nan
-    return not (t.b or t.d) and all(abs(edge * metres - METRES) <= METRES / 100 for edge in (t.a, -t.e))
-
-
-def _warped(grid: Grid, crs: Any) -> Grid:
-    """The 10 m grid that covers another one, in a reference system, or in UTM."""
-    if crs is None:
-        left, bottom, right, top = transform_bounds(grid.crs, "EPSG:4326", *_outline(grid))
-        zone = min(60, int(((left + right) / 2 + 180) // 6) + 1)
-        crs = rasterio.crs.CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
-        if is_true(grid.crs) and abs(grid.crs.linear_units_factor[1] - 1) < 1e-9:
-            crs = grid.crs
-    transform, width, height = calculate_default_transform(
-        grid.crs, crs, grid.width, grid.height, *_outline(grid), resolution=METRES
-    )
-    return Grid(crs, transform, height, width)
-
-
-def _outline(grid: Grid) -> tuple[float, float, float, float]:
-    """left, bottom, right, top of a grid that may be rotated."""
-    t = grid.transform
-    corners = [(x, y) for x in (0, grid.width) for y in (0, grid.height)]
-    xs, ys = zip(*((t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f) for x, y in corners), strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
-
-
-def _parsed(crs: str) -> Any:
-    try:
-        found = rasterio.crs.CRS.from_user_input(crs)
-    except rasterio.errors.CRSError as error:
-        raise ConfigError(f"grid.crs '{crs}' is no reference system: {error}.") from error
-    if not is_true(found) or abs(found.linear_units_factor[1] - 1) > 1e-9:
-        raise ConfigError(f"grid.crs '{crs}' is not in metres; take the UTM zone of the scene, e.g. EPSG:32632.")
-    return found
-
-
-def _cropped(grid: Grid, bounds: Sequence[float]) -> Grid:
-    left, bottom, right, top = bounds
-    t = grid.transform
-    first, above = math.floor((left - t.c) / t.a + 1e-6), math.floor((top - t.f) / t.e + 1e-6)
-    last, below = math.ceil((right - t.c) / t.a - 1e-6), math.ceil((bottom - t.f) / t.e - 1e-6)
-    first, above, last, below = max(first, 0), max(above, 0), min(last, grid.width), min(below, grid.height)
-    if first >= last or above >= below:
-        raise ConfigError(f"grid.bounds {tuple(bounds)} lie outside of the grid: {grid.describe()}.")
-    transform = rasterio.Affine(t.a, t.b, t.c + first * t.a, t.d, t.e, t.f + above * t.e)
-    return Grid(grid.crs, transform, below - above, last - first)
-
-
-def overlap(found: Found, grid: Grid) -> Window:
-    """Where a source lies on the grid, the smallest part of its bands; raises GridError where it lies beside it."""
-    parts = []
-    for own in _grids(found, list(found.places)):
-        try:
-            left, bottom, right, top = transform_bounds(own.crs, grid.crs, *_outline(own))
-        except (rasterio.errors.RasterioError, ValueError):  # too far away for the grid's reference system
-            left, bottom, right, top = math.inf, math.inf, -math.inf, -math.inf
-        a, t = grid.bounds, grid.transform
-        west, south, east, north = max(left, a[0]), max(bottom, a[1]), min(right, a[2]), min(top, a[3])
-        if west >= east or south >= north:
-            raise GridError(
-                f"{found.says} does not overlap the scene: the scene is {grid.describe()}; the source is "
-                f"{own.describe()}. Name sources of one place, or choose the grid with --grid.like or --grid.bounds."
-            )
-        first, last = int((west - t.c) / t.a), math.ceil((east - t.c) / t.a)
-        above, below = int((north - t.f) / t.e), math.ceil((south - t.f) / t.e)
-        parts.append(Window(above, first, below - above, last - first))
-    return min(parts, key=lambda w: w.height * w.width)
