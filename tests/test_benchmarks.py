@@ -88,3 +88,15 @@ def test_processes_change_no_number(tmp_path):
     for name in several:
         for what in ("losses", "predictions", "weights"):
             assert rows[f"{name}: largest difference of {what}, over their scale"]["value"] < 1e-5
+
+
+@pytest.mark.slow
+def test_maps_are_exact_and_their_memory_does_not_grow(tmp_path):
+    pytest.importorskip("rio_cogeo")
+    small = ["--size", "400", "--model", "demo", "--patch", "8", "--tile", "56", "--steps", "8"]
+    rows = run("maps", tmp_path, *small)
+    assert rows["blended tiles of a convolution against one big tile"]["value"] < 1e-4
+    assert rows["blended: across borders of tiles, over that"]["value"] > 0
+    assert rows["memory for twice the area, over that for half"]["value"] < 1.05
+    assert rows["rio-cogeo accepts the map (1: yes)"]["value"] == 1
+    assert rows["mapping, without the file"]["ratio"] > 0

@@ -469,3 +469,13 @@ def test_a_random_part_of_the_valid_tokens():
         shown = places[real]
         assert len(shown) == -(-int(valid[sample].sum()) // 2) == len(set(shown.tolist()))
         assert valid[sample].flatten()[shown].all()
+
+
+def test_numbers_that_int8_cannot_hold_are_counted():
+    from multimae_eo.maps.embed import Quantized
+
+    one = Quantized(np.array([1.0, 0.1]))
+    stored = one(np.array([[[127.4, -3.0]], [[20.0, 1.0]]]), np.array([[True, True]]), None)
+    assert stored.tolist() == [[[127, -3]], [[127, 10]]]
+    assert one.note.startswith("25.00%")
+    assert not Quantized(np.ones(1)).note

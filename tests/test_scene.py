@@ -9,6 +9,7 @@ import pytest
 
 rasterio = pytest.importorskip("rasterio")
 
+from rasterio.shutil import copy as copy_raster  # noqa: E402
 from rasterio.transform import Affine, from_origin  # noqa: E402
 from rasterio.warp import Resampling, reproject, transform_bounds  # noqa: E402
 from scenes import BANDS, CRS, NORTH, WEST, smooth, write_raster, write_scene  # noqa: E402
@@ -110,6 +111,18 @@ def test_per_band_files_take_the_finest(tmp_path):
     assert not valid[:, :20, :20].any()
     assert valid[:, 20:, 20:].all()
     assert masked.sources[0].offset == 1000
+
+
+def test_jpeg_2000_as_esa_delivers_it(tmp_path):
+    field = smooth((1, 120, 120)).astype(np.uint16)
+    tif = write_raster(tmp_path / "x.tif", field)
+    folder = tmp_path / "IMG_DATA"
+    folder.mkdir()
+    copy = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
+    copy_raster(tif, folder / "T32TQM_20200615T101601_B04_10m.jp2", **copy)
+    scene = opened({"s2": SourceOptions(str(folder), offset="off", product="L2A")})
+    assert np.array_equal(whole(scene)[0][0], field[0])
+    assert scene.dates == ("2020-06-15",)
 
 
 def test_scale_classes_and_masks_of_another_file(tmp_path):

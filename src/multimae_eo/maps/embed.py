@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from multimae_eo import checkpoint
 from multimae_eo.config import TaskConfig
@@ -72,7 +74,7 @@ def embed_scene(options: EmbedOptions) -> Path:
         layout = Layout(options.dtype, nodata, names, tags)
         if options.dtype == "int8":
             layout = dataclasses.replace(layout, scales=scales.tolist(), offsets=[0.0] * config.dim)
-        return map_scene(
+        written = map_scene(
             scene,
             rows,
             options.out,
@@ -83,6 +85,9 @@ def embed_scene(options: EmbedOptions) -> Path:
             grid=grid,
             write=writing(options, sample),
         )
+        if isinstance(encode, Quantized) and encode.note:
+            tqdm.write(encode.note, file=sys.stderr)
+        return written
 
 
 def _check(options: EmbedOptions) -> None:
@@ -142,16 +147,32 @@ def sampled(scene: Scene, rows: TileRows) -> np.ndarray:
     return found[:: max(1, len(found) // SAMPLED)] if len(found) else np.ones((1, rows.outputs), np.float32)
 
 
+class Quantized:
+    """Embeddings as whole numbers from -127 to 127 times a scale per dimension; counts those that are cut off."""
+
+    def __init__(self, scales: np.ndarray):
+        self.scales, self.cut, self.of = scales, 0, 0
+
+    def __call__(self, results: np.ndarray, valid: np.ndarray, _: object) -> np.ndarray:
+        numbers = np.rint(results / self.scales[:, None, None])
+        self.cut += int(((np.abs(numbers) > LARGEST) & valid).sum())
+        self.of += int(valid.sum()) * len(numbers)
+        return np.where(valid, np.clip(numbers, -LARGEST, LARGEST), -LARGEST - 1).astype(np.int8)
+
+    @property
+    def note(self) -> str:
+        """What to say of numbers that were cut off; empty where these are few."""
+        share = self.cut / max(1, self.of)
+        return f"{share:.2%} of the numbers were larger than int8 holds here; --dtype float32 keeps them." * (
+            share > 1e-3
+        )
+
+
 def encoding(dtype: str, scales: np.ndarray) -> tuple[Encode, float]:
     """How embeddings are stored, and the number that is no data."""
-    if dtype != "int8":
-        return lambda results, valid, _: np.where(valid, results, np.nan).astype(dtype), float("nan")
-    factors = scales[:, None, None]
-
-    def encode(results: np.ndarray, valid: np.ndarray, _: object) -> np.ndarray:
-        return np.where(valid, np.clip(np.rint(results / factors), -LARGEST, LARGEST), -LARGEST - 1).astype(np.int8)
-
-    return encode, -LARGEST - 1
+    if dtype == "int8":
+        return Quantized(scales), -LARGEST - 1
+    return lambda results, valid, _: np.where(valid, results, np.nan).astype(dtype), float("nan")
 
 
 def writing(options: EmbedOptions, sample: np.ndarray) -> Callable[[Strips, Grid, Layout], Path]:

@@ -70,8 +70,9 @@ class Found:
         for key in ("datetime", "date", "acquisition_date", "sensing_time"):
             if match := re.match(r"\d{4}-\d\d-\d\d", self.tags.get(key, "")):
                 return match.group()
-        if match := re.search(r"(?<!\d)(20\d\d)(\d\d)(\d\d)(T\d{6}|(?!\d))", Path(self.options.path).name):
-            return "-".join(match.groups()[:3])
+        for text in (self.options.path, *(place.where for place in self.places.values())):
+            if match := re.search(r"(?<!\d)(20\d\d)([01]\d)([0-3]\d)(T\d{6}|(?!\d))", Path(text).name):
+                return "-".join(match.groups()[:3])
         return None
 
     @property
