@@ -111,6 +111,7 @@ def test_best_is_the_checkpoint_that_validated_best(pretrained, tmp_path):
     scores = [float(row["val/accuracy"]) for row in rows]
     extras = {name: checkpoint.read_content(run.out / name)["extra"] for name in ("best", "last")}
     assert extras["best"]["valid_accuracy"] == max(scores)
+    assert extras["best"]["image_px"] == 16
     assert extras["best"]["step"] == int(rows[int(np.argmax(scores))]["step"])
     assert (extras["last"]["step"], extras["last"]["valid_accuracy"]) == (18, scores[-1])
 

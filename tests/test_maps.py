@@ -19,8 +19,11 @@ from scenes import BANDS, CLASSES, NORTH, WEST, save_model, save_predictor, writ
 
 import multimae_eo  # noqa: E402
 from multimae_eo.cli import main  # noqa: E402
+from multimae_eo.config import sized  # noqa: E402
 from multimae_eo.data.labelled import by_modality  # noqa: E402
 from multimae_eo.maps import run as maps_run  # noqa: E402
+from multimae_eo.maps.mapping import tiling_for  # noqa: E402
+from multimae_eo.maps.options import TileOptions  # noqa: E402
 
 QUIET = ["--tiles.progress", "false", "--tiles.threads", "1"]
 
@@ -455,6 +458,15 @@ def test_what_is_not_installed_is_named(tmp_path, capfd, monkeypatch, module, ex
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     fails(capfd, 2, f"needs {module}", f"multimae-eo[{extra}]")(["predict", str(tmp_path)])
+
+
+def test_tiles_are_as_large_as_what_a_model_was_trained_on():
+    config = sized("demo")
+    assert tiling_for(TileOptions(), config).size == 56
+    assert tiling_for(TileOptions(), config, trained=120).size == 120
+    assert tiling_for(TileOptions(size=64), config, trained=120).size == 64
+    cells = tiling_for(TileOptions(), config, cell=8)
+    assert (cells.size, cells.stride) == (7, 4)
 
 
 def test_a_random_part_of_the_valid_tokens():

@@ -17,7 +17,7 @@ from multimae_eo.maps.layers import Window
 from multimae_eo.maps.mapping import TileRows, device_of, tiling_for
 from multimae_eo.maps.options import TileOptions
 from multimae_eo.maps.predict import dropped, layout_of, predicting
-from multimae_eo.maps.tiling import blend
+from multimae_eo.maps.tiling import Tiling, blend
 from multimae_eo.maps.writing import Layout
 from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical
 from multimae_eo.predictor import Predictor
@@ -46,9 +46,9 @@ def predict_dataarray(
     xarray, dask = import_extra("xarray", "holds arrays with coordinates"), import_extra("dask.array", "is lazy")
     predictor = _loaded(str(model))
     array, names, nodata = _as_array(data, xarray)
-    tiling = tiling_for(tiles, predictor.config)
-    feed = feed_of(names, _stated(products or {}), predictor.config, predictor.task)
     trained = checkpoint.read_content(model).get("extra", {})
+    tiling = tiling_for(tiles, predictor.config, trained=trained.get("image_px"))
+    feed = feed_of(names, _stated(products or {}), predictor.config, predictor.task)
     missing(feed, predictor.task, droppable=dropped(trained), allowed=allow_missing)
     layout, _ = layout_of(predictor.task, probabilities)
     lazy = array.data if hasattr(array.data, "dask") else dask.from_array(array.data)
@@ -62,6 +62,7 @@ def predict_dataarray(
         products=dict(products or {}),
         probabilities=probabilities,
         tiles=tiles,
+        tiling=tiling,
         depth=depth,
         edges=[np.cumsum([0, *sizes]).tolist() for sizes in lazy.chunks[1:]],
     )
@@ -166,6 +167,7 @@ def _block(
     products: Mapping[str, str],
     probabilities: bool,
     tiles: TileOptions,
+    tiling: Tiling,
     depth: Sequence[int],
     edges: Sequence[Sequence[int]],
     block_info: Any = None,
@@ -175,7 +177,6 @@ def _block(
     layout, encode = layout_of(predictor.task, probabilities)
     if block_info is None or not padded.size:
         return np.empty((len(layout.bands), 0, 0), layout.dtype)
-    tiling = tiling_for(tiles, predictor.config)
     place = block_info[0]["chunk-location"]
     rows, columns = (range(e[i], e[i + 1]) for e, i in zip(edges, place[1:], strict=True))
     feed = feed_of(names, _stated(products), predictor.config, predictor.task)

@@ -159,14 +159,16 @@ def device_of(name: str) -> torch.device:
         raise ConfigError(f"tiles.device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def tiling_for(options: TileOptions, config: ModelConfig, cell: int = 1) -> Tiling:
-    """The tiles of a model, by default of the size it was trained on; raises ConfigError.
+def tiling_for(options: TileOptions, config: ModelConfig, cell: int = 1, trained: int | None = None) -> Tiling:
+    """The tiles of a model, by default of the size that it was fine-tuned (trained) or pre-trained on.
+
+    Raises ConfigError.
 
     They overlap by about a quarter (see `spread_stride`), by half where cells are larger than pixels, as a fade over
     few cells is still a step.
     """
     patch, unit = config.patch_size, max(cell, *(m.stride for m in config.modalities.values()))
-    size = options.size if options.size is not None else config.image_size
+    size = options.size if options.size is not None else trained or config.image_size
     if size < patch or size % patch:
         raise ConfigError(f"tiles.size {size} is not a multiple of the model's patch, {patch} px.")
     if options.batch < 1:

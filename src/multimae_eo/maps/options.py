@@ -73,7 +73,7 @@ class TileOptions:
     """How a scene is cut into overlapping tiles.
 
     Args:
-        size: edge of a tile in pixels; that of the model's training by default.
+        size: edge of a tile in pixels; by default that of the images it was fine-tuned on, else pre-trained on.
         overlap: of neighbouring tiles in pixels; by default a quarter of the size, of embeddings half.
         margin: pixels at the edges of a tile that are not used, of the overlap.
         batch: tiles that go through the model at once.

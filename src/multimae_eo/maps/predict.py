@@ -33,7 +33,7 @@ def predict_map(options: PredictOptions) -> Path:
     with prepared(options.tiles):
         model = checkpoint.load_predictor(options.checkpoint)
         trained = checkpoint.read_content(options.checkpoint).get("extra", {})
-        tiling = tiling_for(options.tiles, model.config)
+        tiling = tiling_for(options.tiles, model.config, trained=trained.get("image_px"))
         layout, encode = layout_of(model.task, options.probabilities)
         scene = open_scene(sources_of(options), bands_of(model.task.inputs, model.config.modalities), options.grid)
         feed = feed_of(scene.bands, scene.product_of, model.config, model.task)

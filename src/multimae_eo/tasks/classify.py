@@ -39,9 +39,8 @@ class Classification:
 
     def confusion(self, evidence: Tensor) -> Tensor:
         """[k, k]: images of each label (rows) that are predicted as each class."""
-        predicted, label = evidence.long().T
-        counts = torch.bincount(label * self.num_classes + predicted, minlength=self.num_classes**2)
-        return counts.view(self.num_classes, self.num_classes)
+        (predicted, label), number = evidence.long().T, self.num_classes
+        return torch.bincount(label * number + predicted, minlength=number**2).view(number, number)
 
 
 class MultiLabel:

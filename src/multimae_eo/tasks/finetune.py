@@ -184,7 +184,10 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
     task = task_for(model.task, label_smoothing=options.optim.label_smoothing, dice=options.optim.dice)
     data = LabelledData(setup, options)
     content = json.loads(json.dumps(dataclasses.asdict(options.data), default=str)) if own else {}
-    lightning_task = FinetuneTask(model, task, options, data.batch_size, {"data": content, **setup.facts()})
+    image = LabelledExamples(setup, "train")[0, 0].batch  # maps are made of tiles of its size
+    edge = max(max(r.values.shape[-2:]) * setup.modalities[name].stride for name, r in image.items())
+    facts = {"data": content, "image_px": edge, **setup.facts()}
+    lightning_task = FinetuneTask(model, task, options, data.batch_size, facts)
     write_options(options, options.out)
     seconds = fit(lightning_task, data)
     return finish(lightning_task, setup, labels, seconds)
