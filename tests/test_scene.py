@@ -355,6 +355,10 @@ def test_scales_that_files_state_are_applied(tmp_path):
     scene = opened({"s2": str(path)})
     assert scene.sources[0].offset == 0
     assert np.allclose(whole(scene)[0], stored.astype(float) - 1000, atol=0.01)
+    for said in ({"offset": "on"}, {"offset": "on", "scale": 1.0}):  # the same, said twice, is done once
+        assert np.allclose(
+            whole(opened({"s2": SourceOptions(str(path), **said)}))[0], stored.astype(float) - 1000, atol=1
+        )
     radar = write_raster(tmp_path / "s1.tif", np.full((2, 60, 60), -1200, np.int16), ["VV", "VH"])
     with pytest.raises(DataError, match="expected dB, got -1200"):
         opened({"s1": str(radar)}, ("VV", "VH"))

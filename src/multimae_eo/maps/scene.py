@@ -50,7 +50,7 @@ class Source:
                 continue
             if options.scale is not None:
                 values[i] *= options.scale
-            elif self.stated[i] != (1.0, 0.0):
+            elif self.stated[i] != (1.0, 0.0):  # as the file states
                 values[i] = values[i] * self.stated[i][0] + self.stated[i][1]
             if modality.unit == REFLECTANCE:
                 valid[i] &= values[i] > 0  # DN 0 is no data in ESA's products; below it lies no DN
@@ -162,11 +162,15 @@ def open_scene(
 def _stated(found: Found, band: str) -> tuple[float, float]:
     """Scale and offset that a file states for a band; of reflectance from 0 to 1, those to reflectance x 10000.
 
-    An offset is that of the processing baseline, which is then taken off with it.
+    An offset of reflectance is that of the processing baseline, unless the options say whether it is in the values.
     """
-    place = found.places[band]
+    place, options = found.places[band], found.options
+    if options.scale is not None:
+        return 1.0, 0.0
     if _MODALITY_OF[band].unit != REFLECTANCE or place.scale > 0.01:
         return place.scale, place.offset
+    if options.baseline != "auto":
+        return 10_000 * place.scale, 0.0
     if place.offset:
         found.tags["offset"] = "off"
     return 10_000 * place.scale, 10_000 * place.offset
