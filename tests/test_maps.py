@@ -344,7 +344,7 @@ def test_embeddings(tmp_path, name, dtype):
         assert store.embeddings.dims == ("band", "y", "x")
         assert float(store.x[0]) == WEST + 40
         assert float(store.y[0]) == NORTH - 40
-        assert store.rio if hasattr(store, "rio") else "PROJCS" in store.spatial_ref.attrs["crs_wkt"]
+        assert "PROJCS" in store.spatial_ref.attrs["crs_wkt"]
         found = store.embeddings.values.astype(np.float32)
     else:
         parquet = pytest.importorskip("pyarrow.parquet")

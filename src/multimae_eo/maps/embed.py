@@ -44,7 +44,8 @@ def embed_scene(options: EmbedOptions) -> Path:
     with prepared(options.tiles):
         encoder, task = load(options.checkpoint)
         config = encoder.config
-        tiling = tiling_for(options.tiles, config, cell=config.patch_size)
+        trained = checkpoint.read_content(options.checkpoint).get("extra", {}).get("image_px")
+        tiling = tiling_for(options.tiles, config, cell=config.patch_size, trained=trained)
         inputs = config.input_modalities if task is None else task.inputs
         scene = open_scene(sources_of(options), bands_of(inputs, config.modalities), options.grid)
         feed = feed_of(scene.bands, scene.product_of, config, task)
@@ -63,13 +64,7 @@ def embed_scene(options: EmbedOptions) -> Path:
         sample = sampled(scene, rows)
         scales = ROOM * np.abs(sample).max(axis=0) / LARGEST if options.dtype == "int8" else np.ones(config.dim)
         encode, nodata = encoding(options.dtype, scales)
-        tags = {
-            "TITLE": "embeddings",
-            "SOFTWARE": f"multimae-eo, checkpoint {checkpoint.fingerprint(options.checkpoint)}",
-            "INPUTS": ", ".join(feed.modalities),
-            "DATES": ", ".join(scene.dates),
-            "SOURCES": ", ".join(s.found.options.path for s in scene.sources),
-        }
+        tags = {"TITLE": "embeddings", "SOURCES": ", ".join(s.found.options.path for s in scene.sources)}
         names = [f"dimension {i}" for i in range(config.dim)]
         layout = Layout(options.dtype, nodata, names, tags)
         if options.dtype == "int8":

@@ -57,14 +57,8 @@ def fill_scene(options: FillOptions) -> Path:
             scene.read, feed, tiling, filling, outputs=filling.outputs, config=config, options=options.tiles, least=0
         )
         layout, encode = filling.layout()
-        tags = {
-            "TITLE": f"{target.name}, filled in" if not filling.relative else f"relative relief ({view})",
-            "SOFTWARE": f"multimae-eo, checkpoint {checkpoint.fingerprint(options.checkpoint)}",
-            "INPUTS": ", ".join(feed.modalities),
-            "ANCHOR": str(options.anchor or ""),
-            "DATES": ", ".join(scene.dates),
-        }
-        layout = dataclasses.replace(layout, tags={**tags, **layout.tags})
+        title = f"{target.name}, filled in" if not filling.relative else f"relative relief ({view})"
+        layout = dataclasses.replace(layout, tags={"TITLE": title, "ANCHOR": str(options.anchor or ""), **layout.tags})
         return map_scene(scene, rows, options.out, layout, encode, about=about(options, scene), tiles=options.tiles)
 
 
@@ -160,7 +154,8 @@ class Filling:
         return self.target.channels if isinstance(self.target, Categorical) else 2 * self.target.channels
 
     def __call__(self, batch: Batch, places: Sequence[tuple[int, int]]) -> Tensor:
-        predicted = torch.stack([self._predict(batch, places, number) for number in range(self.options.masks)])
+        valid = self.model.encoder.valid_tokens(batch)
+        predicted = torch.stack([self._predict(batch, valid, places, n) for n in range(self.options.masks)])
         stride = self.target.stride
         if isinstance(self.target, Categorical):
             shares = predicted.softmax(dim=2).mean(dim=0)
@@ -175,9 +170,8 @@ class Filling:
             spread = slope * spread
         return torch.cat([mean, spread], dim=1)
 
-    def _predict(self, batch: Batch, places: Sequence[tuple[int, int]], number: int) -> Tensor:
+    def _predict(self, batch: Batch, valid: Tensor, places: Sequence[tuple[int, int]], number: int) -> Tensor:
         """Network numbers [b, c, h, w] from one random choice of visible tokens, which depends on the place alone."""
-        valid = self.model.encoder.valid_tokens(batch)
         seeds = [((top + (1 << 20)) << 24) + left + (1 << 20) for top, left in places]
         drawn = [philox(self.options.seed, FILL, number, s).random(valid.shape[1:], np.float32) for s in seeds]
         mask = random_part(valid, torch.from_numpy(np.stack(drawn)).to(valid.device), self.options.visible)

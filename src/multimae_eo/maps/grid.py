@@ -55,14 +55,14 @@ def _cube_grid(found: Found) -> Grid:
     return Grid(rasterio.crs.CRS.from_wkt(box.crs.wkt), box.affine, *box.shape)
 
 
-def is_true(crs: Any) -> bool:
+def keeps_lengths(crs: Any) -> bool:
     """Whether a reference system is projected, and none in which a metre is longer than one (Mercator's)."""
     return crs.is_projected and not re.search(r'PROJECTION\["(Popular_Visualisation_Pseudo_)?Mercator', crs.to_wkt())
 
 
 def is_metric(grid: Grid) -> bool:
     """Whether a grid is north up with pixels of 10 x 10 m, to 1 %."""
-    t, metres = grid.transform, grid.crs.linear_units_factor[1] if is_true(grid.crs) else math.nan
+    t, metres = grid.transform, grid.crs.linear_units_factor[1] if keeps_lengths(grid.crs) else math.nan
     return not (t.b or t.d) and all(abs(edge * metres - METRES) <= METRES / 100 for edge in (t.a, -t.e))
 
 
@@ -72,7 +72,7 @@ def _warped(grid: Grid, crs: Any) -> Grid:
         left, bottom, right, top = transform_bounds(grid.crs, "EPSG:4326", *_outline(grid))
         zone = min(60, int(((left + right) / 2 + 180) // 6) + 1)
         crs = rasterio.crs.CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
-        if is_true(grid.crs) and abs(grid.crs.linear_units_factor[1] - 1) < 1e-9:
+        if keeps_lengths(grid.crs) and abs(grid.crs.linear_units_factor[1] - 1) < 1e-9:
             crs = grid.crs
     transform, width, height = calculate_default_transform(
         grid.crs, crs, grid.width, grid.height, *_outline(grid), resolution=METRES
@@ -93,7 +93,7 @@ def _parsed(crs: str) -> Any:
         found = rasterio.crs.CRS.from_user_input(crs)
     except rasterio.errors.CRSError as error:
         raise ConfigError(f"grid.crs '{crs}' is no reference system: {error}.") from error
-    if not is_true(found) or abs(found.linear_units_factor[1] - 1) > 1e-9:
+    if not keeps_lengths(found) or abs(found.linear_units_factor[1] - 1) > 1e-9:
         raise ConfigError(f"grid.crs '{crs}' is not in metres; take the UTM zone of the scene, e.g. EPSG:32632.")
     return found
 

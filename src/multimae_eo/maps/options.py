@@ -55,7 +55,7 @@ class SourceOptions:
 
 @dataclass
 class GridOptions:
-    """The grid of a map; by default that of the first source with 10 m pixels, else UTM over the first source.
+    """The grid of a map; by default that of the first source with 10 m pixels, else 10 m over the first source.
 
     Args:
         like: take the grid of this raster.

@@ -42,13 +42,8 @@ def predict_map(options: PredictOptions) -> Path:
         rows = TileRows(
             scene.read, feed, tiling, work, outputs=model.task.num_outputs, config=model.config, options=options.tiles
         )
-        tags = {
-            "TITLE": f"{model.task.task} of {model.task.dataset or 'a scene'}",
-            "SOFTWARE": f"multimae-eo, checkpoint {checkpoint.fingerprint(options.checkpoint)}",
-            "INPUTS": ", ".join(feed.modalities),
-            "DATES": ", ".join(scene.dates),
-        }
-        layout = dataclasses.replace(layout, tags={**tags, **layout.tags})
+        title = f"{model.task.task} of {model.task.dataset or 'a scene'}"
+        layout = dataclasses.replace(layout, tags={"TITLE": title, **layout.tags})
         return map_scene(scene, rows, options.out, layout, encode, about=about(options, scene), tiles=options.tiles)
 
 

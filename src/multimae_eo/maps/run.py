@@ -46,9 +46,14 @@ def map_scene(
 ) -> Path:
     """Compute all strips of a map that are not finished yet, and write it; raises IncompleteError for damaged sources.
 
-    grid: of the map, where its cells are no pixels of the scene.
+    about: what decides the numbers (see `about`); grid: of the map, where its cells are no pixels of the scene.
     """
-    grid = grid or scene.grid
+    tags = {
+        "SOFTWARE": f"multimae-eo {__version__}, checkpoint {about['weights']}",
+        "INPUTS": ", ".join(rows.feed.modalities),
+        "DATES": ", ".join(scene.dates),
+    }
+    grid, layout = grid or scene.grid, dataclasses.replace(layout, tags={**tags, **layout.tags})
     strips, shape = Strips(out, about), (grid.height, grid.width)
     width = max(rows.tiling.size, PANEL // rows.cell)
     panels = [range(left, min(left + width, shape[1])) for left in range(0, shape[1], width)]

@@ -245,17 +245,13 @@ def _check_values(found: Found, band: str, known: np.ndarray) -> None:
             f"Set {key}.scale 10000."
         )
     if modality.unit == REFLECTANCE and high > 65535:
-        raise DataError(
-            f"{found.says}: expected {modality.unit}, got {high:g} in {band}. Set {key}.nodata or {key}.scale."
-        )
+        raise DataError(f"{found.says}: expected {modality.unit}, got {high:g} in {band}. {mend}")
     if modality.unit == "dB" and low >= 0:
         raise DataError(f"{found.says}: expected dB, got {low:g} to {high:g} in {band}, which looks like linear power.")
     if modality.unit == "dB" and low < -100:
         raise DataError(f"{found.says}: expected dB, got {low:g} to {high:g} in {band}. {mend}")
     if modality.unit == "m" and (low < -1000 or high > 9500):
-        raise DataError(
-            f"{found.says}: expected m, got {low:g} to {high:g} in {band}. Set {key}.nodata or {key}.scale."
-        )
+        raise DataError(f"{found.says}: expected m, got {low:g} to {high:g} in {band}. {mend}")
 
 
 def _offset(found: Found, known: Mapping[str, np.ndarray]) -> int:
