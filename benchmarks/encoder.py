@@ -20,7 +20,6 @@ from multimae_eo.config import ModelConfig
 
 FIRST = {
     "the same, reading the bytes": "open('{path}', 'rb').read()",
-    "load_encoder": "import multimae_eo; multimae_eo.load_encoder('{folder}')",
     "load": "import multimae_eo; multimae_eo.load('{folder}')",
 }
 PROGRAM = """

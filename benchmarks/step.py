@@ -24,8 +24,9 @@ from multimae_eo.config import ModelConfig
 from multimae_eo.data.mmearth import MMEarth
 from multimae_eo.data.packing import pack
 from multimae_eo.data.synthetic import generate
+from multimae_eo.encoder import layout_of
 from multimae_eo.masking import TokenMask
-from multimae_eo.model import Decoder, MultiMAE, Shared, layout_of, project
+from multimae_eo.model import Decoder, MultiMAE, Shared, project
 from multimae_eo.options import DataOptions, ModelOptions, OptimOptions, PretrainOptions
 from multimae_eo.raster import Batch
 from multimae_eo.tasks.examples import TRAIN, Examples, PretrainData, Steps, as_read

@@ -12,7 +12,7 @@ if not os.environ.get("MULTIMAE_EO_UNCHECKED"):
     jaxtyping.install_import_hook(
         [
             f"multimae_eo.{m}"
-            for m in ("raster", "codecs", "layers", "masking", "model", "losses", "heads", "predictor")
+            for m in ("raster", "codecs", "layers", "masking", "encoder", "model", "losses", "heads", "predictor")
         ],
         "beartype.beartype",
     )

@@ -28,11 +28,11 @@ def model():
 
 def test_a_saved_model_is_the_same_model(model, tmp_path):
     checkpoint.save(model, tmp_path / "a", extra={"steps": 3})
-    loaded = checkpoint.load(tmp_path / "a")
+    loaded = checkpoint.load_model(tmp_path / "a")
     assert loaded.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
-    encoder = checkpoint.load_encoder(tmp_path / "a")
+    encoder = checkpoint.load(tmp_path / "a")
     batch = {n: r for n, r in random_batch(model.config).items() if n in encoder.tokenizers}
     assert torch.equal(encoder(batch), model.encoder(batch))
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
@@ -62,7 +62,7 @@ def test_loading_is_strict_and_names_what_does_not_fit(model, tmp_path):
     for message, tensors in spoiled.items():
         save_file(tensors, path)
         with pytest.raises(CheckpointError, match=message):
-            checkpoint.load(tmp_path / "a")
+            checkpoint.load_model(tmp_path / "a")
 
 
 def test_the_report_lists_loaded_new_and_unused(model):
@@ -80,7 +80,7 @@ def test_the_report_lists_loaded_new_and_unused(model):
 def test_convert_writes_a_checkpoint_with_the_published_statistics(tmp_path):
     report = reference.convert(GOLDEN, tmp_path / "converted")
     assert report.new == report.unused == ()
-    config = checkpoint.load(tmp_path / "converted").config
+    config = checkpoint.load_model(tmp_path / "converted").config
     assert config.modalities["rgb"].statistics["L1C"] == config.modalities["rgb"].statistics["L2A"]
     assert len(config.modalities["land_cover"].classes) == 12
     assert "elevation:sample" in config.inputs
@@ -121,7 +121,7 @@ def test_a_loaded_model_is_that_which_was_saved_in_all_that_it_holds(tmp_path):
     checkpoint.save(model, tmp_path / "model")
     checkpoint.save(predictor, tmp_path / "predictor")
     for saved, loaded in (
-        (model, checkpoint.load(tmp_path / "model")),
+        (model, checkpoint.load_model(tmp_path / "model")),
         (predictor, checkpoint.load_predictor(tmp_path / "predictor")),
     ):
         theirs = dict((*loaded.named_parameters(), *loaded.named_buffers()))
@@ -129,10 +129,10 @@ def test_a_loaded_model_is_that_which_was_saved_in_all_that_it_holds(tmp_path):
             assert theirs[name].device == tensor.device, name
             assert theirs[name].requires_grad == tensor.requires_grad, name
             assert torch.equal(theirs[name], tensor), name
-    loaded = checkpoint.load(tmp_path / "model")
+    loaded = checkpoint.load_model(tmp_path / "model")
     with torch.no_grad():
         for parameter in loaded.parameters():
             parameter.add_(1.0)  # what is mapped is written to in memory only
-    assert torch.equal(checkpoint.load(tmp_path / "model").encoder.global_tokens, model.encoder.global_tokens)
+    assert torch.equal(checkpoint.load_model(tmp_path / "model").encoder.global_tokens, model.encoder.global_tokens)
     checkpoint.save(model.half(), tmp_path / "half")
-    assert checkpoint.load(tmp_path / "half").encoder.global_tokens.dtype == torch.float32
+    assert checkpoint.load_model(tmp_path / "half").encoder.global_tokens.dtype == torch.float32

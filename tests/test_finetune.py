@@ -171,7 +171,7 @@ def test_micro_batches_change_memory_and_not_results(task, pretrained, tmp_path)
 @pytest.mark.parametrize("freeze", [1.0, 0.5, 0.0])
 def test_a_frozen_encoder_stays_as_it_is(freeze, pretrained, tmp_path, monkeypatch):
     changed = []
-    start = {name: t.clone() for name, t in checkpoint.load_encoder(pretrained).state_dict().items()}
+    start = {name: t.clone() for name, t in checkpoint.load(pretrained).state_dict().items()}
     step = FinetuneTask.training_step
 
     def training_step(self, example, index):

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader  # noqa: E402
 from multimae_eo.data import geobench  # noqa: E402
 from multimae_eo.data.geobench import GeoBench  # noqa: E402
 from multimae_eo.data.geobench_sets import SETS  # noqa: E402
-from multimae_eo.data.labelled import rasters, shared_modalities, with_own_statistics  # noqa: E402
+from multimae_eo.data.labelled import rasters, with_own_statistics  # noqa: E402
 from multimae_eo.errors import DataError  # noqa: E402
-from multimae_eo.modalities import BANDS, MODALITIES  # noqa: E402
+from multimae_eo.modalities import BANDS, MODALITIES, fed_by  # noqa: E402
 
 # What the files of the real sets hold under which key, from the descriptions of EuroSAT, SustainBench and others.
 S2_KEYS = {
@@ -179,7 +179,7 @@ def test_every_set_is_read(everything, name):
             assert np.array_equal(alone.values, sample.label.values)
             assert np.array_equal(alone.known, sample.label.known)
     statistics = data.statistics()
-    names = shared_modalities(data.about, MODALITIES)
+    names = fed_by(data.about.bands, MODALITIES)
     assert names
     with_own_statistics({n: MODALITIES[n] for n in names}, data.about, statistics)
     batch = rasters(sample, data.about, {n: MODALITIES[n] for n in names}, dict.fromkeys(names, 0))

@@ -11,9 +11,10 @@ from torch import nn
 from multimae_eo import checkpoint
 from multimae_eo.config import HEADS, TaskConfig
 from multimae_eo.data.labelled import numbered_classes
+from multimae_eo.encoder import Seen, TokenLayout
 from multimae_eo.errors import BatchError, CheckpointError, ConfigError
 from multimae_eo.heads import ConvNeXtHead, Slots
-from multimae_eo.model import MultiMAE, Seen, TokenLayout
+from multimae_eo.model import MultiMAE
 from multimae_eo.optim import parameter_groups
 from multimae_eo.predictor import Predictor
 from multimae_eo.raster import Batch, Raster
@@ -218,12 +219,12 @@ def test_a_saved_model_is_the_same_when_loaded(task, head, tmp_path):
 def test_the_encoder_of_a_fine_tuned_model_can_be_loaded_alone(tmp_path):
     model = predictor("segmentation", "convnext")
     place = checkpoint.save(model, tmp_path / "model")
-    encoder = checkpoint.load_encoder(place)
+    encoder = checkpoint.load(place)
     own = model.encoder.state_dict()
     assert encoder.state_dict().keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in encoder.state_dict().items())
     with pytest.raises(CheckpointError, match=r"'decoders\..*is missing"):
-        checkpoint.load(place)
+        checkpoint.load_model(place)
 
 
 def test_a_pretrained_model_has_no_head(tmp_path):

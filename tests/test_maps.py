@@ -20,10 +20,10 @@ from scenes import BANDS, CLASSES, NORTH, WEST, save_model, save_predictor, writ
 import multimae_eo  # noqa: E402
 from multimae_eo.cli import main  # noqa: E402
 from multimae_eo.config import sized  # noqa: E402
-from multimae_eo.data.labelled import by_modality  # noqa: E402
 from multimae_eo.maps import run as maps_run  # noqa: E402
 from multimae_eo.maps.mapping import tiling_for  # noqa: E402
 from multimae_eo.maps.options import TileOptions  # noqa: E402
+from multimae_eo.raster import by_modality  # noqa: E402
 
 QUIET = ["--tiles.progress", "false", "--tiles.threads", "1"]
 

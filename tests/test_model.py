@@ -9,11 +9,12 @@ from batches import demo_config, nowhere, random_batch
 from torch import nn
 
 from multimae_eo.config import SIZES, sized
+from multimae_eo.encoder import Encoder, Tokenizer
 from multimae_eo.errors import BatchError, ConfigError, SizeError, UnknownNameError
 from multimae_eo.losses import UncertaintyWeights, count_samples, reconstruction_losses
 from multimae_eo.masking import sample_mask
 from multimae_eo.modalities import MODALITIES, Categorical
-from multimae_eo.model import Encoder, MultiMAE, Tokenizer
+from multimae_eo.model import MultiMAE
 from multimae_eo.raster import Raster
 
 ALL = (*demo_config().inputs, "sar", "canopy_height")

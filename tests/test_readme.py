@@ -50,7 +50,10 @@ def test_the_snippet(folder, capsys):
     (snippet,) = blocks("python")
     assert len([line for line in snippet.splitlines() if line.strip()]) == 10
     exec(compile(snippet, "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip() == "torch.Size([2, 99, 96])"
+    assert capsys.readouterr().out.strip().splitlines() == [
+        str(sized("demo").bands),
+        "torch.Size([2, 99, 96]) torch.Size([2, 96]) torch.Size([2, 96, 7, 7])",
+    ]
 
 
 @pytest.mark.parametrize("command", [c for b in blocks("sh") for c in b.strip().splitlines()])

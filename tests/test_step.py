@@ -15,8 +15,8 @@ from batches import demo_config, random_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import write_world
 
+from multimae_eo.encoder import Encoder
 from multimae_eo.masking import mask_from_hidden, sample_mask
-from multimae_eo.model import Encoder
 from multimae_eo.options import DataOptions, MaskOptions, ModelOptions, OptimOptions, PretrainOptions
 from multimae_eo.raster import Raster
 from multimae_eo.tasks.examples import TRAIN

@@ -10,18 +10,19 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0.0.0"
 
 if TYPE_CHECKING:
-    from multimae_eo.checkpoint import load, load_encoder, load_predictor, save
+    from multimae_eo.checkpoint import load, load_model, load_predictor, save
     from multimae_eo.config import ModelConfig, sized
+    from multimae_eo.encoder import Encoder
     from multimae_eo.errors import MultiMAEError
     from multimae_eo.masking import TokenMask, sample_mask
     from multimae_eo.modalities import MODALITIES
-    from multimae_eo.model import Encoder, MultiMAE
+    from multimae_eo.model import MultiMAE
     from multimae_eo.predictor import Predictor
     from multimae_eo.raster import Batch, Raster
 
 _HOMES = {
     "Batch": "raster",
-    "Encoder": "model",
+    "Encoder": "encoder",
     "MODALITIES": "modalities",
     "ModelConfig": "config",
     "MultiMAE": "model",
@@ -30,7 +31,7 @@ _HOMES = {
     "Raster": "raster",
     "TokenMask": "masking",
     "load": "checkpoint",
-    "load_encoder": "checkpoint",
+    "load_model": "checkpoint",
     "load_predictor": "checkpoint",
     "sample_mask": "masking",
     "save": "checkpoint",
@@ -49,7 +50,7 @@ __all__ = [
     "TokenMask",
     "__version__",
     "load",
-    "load_encoder",
+    "load_model",
     "load_predictor",
     "sample_mask",
     "save",

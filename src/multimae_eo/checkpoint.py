@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,16 +13,23 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from multimae_eo.config import ModelConfig, from_json, task_from_json, to_json
+from multimae_eo.encoder import Encoder
 from multimae_eo.errors import CheckpointError
-from multimae_eo.model import Encoder, MultiMAE
+from multimae_eo.model import MultiMAE
 from multimae_eo.predictor import Predictor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
+NO_WEIGHTS = (
+    "No pre-trained weights come with this package: pre-train your own, or convert the release of the paper's authors "
+    "(docs/weights.md)."
+)
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,13 +98,35 @@ def save(
     return directory
 
 
-def read_content(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config.json of a checkpoint directory: entries "format", "model", "extra", and "task" of a fine-tuned one."""
-    path = Path(directory) / CONFIG
+def locate(name: str | os.PathLike[str]) -> Path:
+    """The directory of a checkpoint: of that path, or of a model on the Hugging Face Hub, which is downloaded once.
+
+    name: a path, "organisation/name" or "organisation/name@revision". A path that exists comes first; what begins
+    with a folder that exists is a path. Raises CheckpointError where the Hub has no such model, or cannot be reached.
+    """
+    path, words = Path(name), _HUB_ID.fullmatch(str(name))
+    if words is None or path.exists() or Path(path.parts[0]).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(words["id"], revision=words["revision"], allow_patterns=[CONFIG, WEIGHTS])
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a name that the Hub does not allow
+        why = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"'{name}' is no folder, and no model that can be had from the Hugging Face Hub ({why}). {NO_WEIGHTS}"
+        ) from error
+    return Path(found)
+
+
+def read_content(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config.json of a checkpoint: entries "format", "model", "extra", and "task" of a fine-tuned one."""
+    directory = locate(name)
+    path = directory / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"'{directory}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training, by "
-            "fine-tuning, or by `multimae-eo convert`."
+            f"'{name}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training, by "
+            f"fine-tuning, or by `multimae-eo convert`. {NO_WEIGHTS}"
         )
     try:
         content = json.loads(path.read_text())
@@ -111,7 +141,7 @@ def read_content(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
-    """Read the configuration of a checkpoint directory."""
+    """Read the configuration of a checkpoint."""
     return _described(from_json, read_content(directory)["model"], directory)
 
 
@@ -132,14 +162,28 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(f"'{path}' is not a safetensors file, or is damaged: {error}.") from error
 
 
-def load(directory: str | os.PathLike[str]) -> MultiMAE:
-    """Load a checkpoint directory strictly; raises CheckpointError."""
+def load(name: str | os.PathLike[str], config: ModelConfig | None = None) -> Encoder:
+    """Load the encoder of a checkpoint strictly, without its decoders or head.
+
+    name: a checkpoint directory, pre-trained or fine-tuned, or a model on the Hugging Face Hub (see `locate`).
+    config: the checkpoint's own with what does not change the weights replaced (statistics, drop path).
+    Raises CheckpointError.
+    """
+    directory = locate(name)
+    described = config or load_config(directory)
+    return _filled(lambda: Encoder(described), directory, prefix="encoder.")
+
+
+def load_model(name: str | os.PathLike[str]) -> MultiMAE:
+    """Load a pre-trained model, encoder and decoders, strictly; name as of `load`; raises CheckpointError."""
+    directory = locate(name)
     config = load_config(directory)
     return _filled(lambda: MultiMAE(config), directory)
 
 
-def load_predictor(directory: str | os.PathLike[str]) -> Predictor:
-    """Load a fine-tuned checkpoint directory strictly: the encoder with its head."""
+def load_predictor(name: str | os.PathLike[str]) -> Predictor:
+    """Load a fine-tuned model, the encoder with its head, strictly; name as of `load`; raises CheckpointError."""
+    directory = locate(name)
     content = read_content(directory)
     if "task" not in content:
         raise CheckpointError(
@@ -149,15 +193,6 @@ def load_predictor(directory: str | os.PathLike[str]) -> Predictor:
     task = _described(task_from_json, content["task"], directory)
     config = load_config(directory)
     return _filled(lambda: Predictor(config, task), directory)
-
-
-def load_encoder(directory: str | os.PathLike[str], config: ModelConfig | None = None) -> Encoder:
-    """Load the encoder of a checkpoint directory strictly, without its decoders or head.
-
-    config: the checkpoint's own with what does not change the weights replaced (statistics, drop path).
-    """
-    described = config or load_config(directory)
-    return _filled(lambda: Encoder(described), directory, prefix="encoder.")
 
 
 def _filled(build: Callable[[], M], directory: str | os.PathLike[str], prefix: str = "") -> M:
@@ -173,8 +208,9 @@ def _filled(build: Callable[[], M], directory: str | os.PathLike[str], prefix: s
     return module.eval()
 
 
-def fingerprint(directory: str | os.PathLike[str]) -> str:
-    """A short text that changes with the weights or the configuration of a checkpoint directory; CheckpointError."""
+def fingerprint(name: str | os.PathLike[str]) -> str:
+    """A short text that changes with the weights or the configuration of a checkpoint; raises CheckpointError."""
+    directory = locate(name)
     read_content(directory)
     if not (Path(directory) / WEIGHTS).is_file():
         raise CheckpointError(f"'{Path(directory) / WEIGHTS}' does not exist.")

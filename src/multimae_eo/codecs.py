@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from multimae_eo.modalities import Categorical, Continuous, Modality, Standardization
 from multimae_eo.raster import Raster
+from multimae_eo.shapes import Bool, Float, Shaped
 
 # Inside the root of every standardisation (docs/model.md, sections 1 and 5).
 EPS = 1e-6

@@ -92,6 +92,11 @@ class ModelConfig:
     def input_modalities(self) -> tuple[str, ...]:
         return tuple(view.modality for view in self.input_views)
 
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The bands of all inputs."""
+        return tuple(band for name in self.input_modalities for band in self.modalities[name].bands)
+
     def patch_edge(self, modality: str) -> int:
         """Edge of a patch on the modality's own grid, in its pixels."""
         return max(1, self.patch_size // self.modalities[modality].stride)

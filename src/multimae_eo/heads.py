@@ -4,22 +4,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from multimae_eo.config import ModelConfig, TaskConfig
+from multimae_eo.encoder import Seen, initialise
 from multimae_eo.layers import NORM_EPS, CrossAttention, unpatchify
-from multimae_eo.model import Seen, initialise
+from multimae_eo.shapes import Float
 
 # The dense head of the paper (docs/model.md, section 8): 6144 channels per token at width 768, which become 4 x 4
 # pixels of 384 channels; other widths in proportion.
 WIDENING, CELLS, CONVNEXT_BLOCKS = 8, 4, 4
-
-
-def mean_of_valid(seen: Seen) -> Float[Tensor, "b d"]:
-    """Mean over all valid tokens, global ones included."""
-    weight = seen.valid[..., None].to(seen.tokens.dtype)
-    return (seen.tokens.masked_fill(~seen.valid[..., None], 0.0)).sum(dim=1) / weight.sum(dim=1)
 
 
 class LinearHead(nn.Module):
@@ -31,7 +25,7 @@ class LinearHead(nn.Module):
         self.apply(initialise)
 
     def forward(self, seen: Seen) -> Float[Tensor, "b k"]:
-        return self.out(self.norm(mean_of_valid(seen)))
+        return self.out(self.norm(seen.mean()))
 
 
 class AttentiveHead(nn.Module):

@@ -4,8 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from multimae_eo.shapes import Bool, Float
 
 # LayerNorm of encoder and decoders (docs/model.md, section 4).
 NORM_EPS = 1e-6

@@ -3,14 +3,15 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multimae_eo.codecs import Encoded
+from multimae_eo.encoder import layout_of, with_absent
 from multimae_eo.masking import TokenMask
 from multimae_eo.modalities import Continuous
-from multimae_eo.model import Decoder, MultiMAE, layout_of, with_absent
+from multimae_eo.model import Decoder, MultiMAE
 from multimae_eo.raster import Batch
+from multimae_eo.shapes import Bool, Float
 
 
 class ViewLosses(NamedTuple):

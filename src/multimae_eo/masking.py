@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multimae_eo.errors import BatchError
+from multimae_eo.shapes import Bool, Float, Int
 
 
 class TokenMask(NamedTuple):

@@ -183,6 +183,15 @@ PAPER_INPUTS = ("rgb", "red_edge", "swir", "nir", "elevation:sample", "land_cove
 PAPER_TARGETS = (*PAPER_INPUTS, "rgb:patch")
 
 
+def fed_by(bands: Iterable[str], modalities: Mapping[str, Modality] = MODALITIES) -> tuple[str, ...]:
+    """The modalities that some bands can feed, in their own order: those of which at least half of the bands are there.
+
+    Of fewer bands no token would ever be valid (docs/design.md, A).
+    """
+    there = set(bands)
+    return tuple(name for name, m in modalities.items() if 2 * len(there & set(m.bands)) >= len(m.bands))
+
+
 @dataclass(frozen=True)
 class InputSetting:
     """A choice of modalities that results are compared by."""
@@ -190,10 +199,8 @@ class InputSetting:
     modalities: tuple[str, ...]
 
     def fits(self, bands: Iterable[str]) -> bool:
-        """Whether these bands can feed every modality: with at least half of its own (docs/design.md, A)."""
-        there = set(bands)
-        wanted = [MODALITIES[name].bands for name in self.modalities]
-        return all(2 * len(there & set(own)) >= len(own) for own in wanted)
+        """Whether these bands can feed every modality."""
+        return set(self.modalities) <= set(fed_by(bands))
 
 
 # The paper's three (docs/model.md, section 8).
@@ -260,9 +267,26 @@ BANDS = tuple(dict.fromkeys([*_ALIASES, *(band for m in _ENTRIES for band in m.b
 _CANONICAL = {alias: band for band in BANDS for alias in (band.lower(), *_ALIASES.get(band, ()))}
 
 
+_SENTINEL2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09")
+# What images are called in TerraMesh and TerraTorch: their bands in order, and the product that the name says.
+IMAGE_KEYS: Mapping[str, tuple[tuple[str, ...], str | None]] = {
+    "S2L1C": ((*_SENTINEL2, "B10", "B11", "B12"), "L1C"),
+    "S2L2A": ((*_SENTINEL2, "B11", "B12"), "L2A"),
+    "S1GRD": (("VV", "VH"), None),
+    "S1RTC": (("VV", "VH"), None),
+    "DEM": (("dem",), None),
+    "LULC": (("worldcover",), None),
+}
+
+
+def find_band(name: str) -> str | None:
+    """The canonical name of a band, or None."""
+    return _CANONICAL.get(name.strip().lower())
+
+
 def canonical_band(name: str) -> str:
     """The canonical name of a band, e.g. "B02" for "B2", "blue" or "BLUE"; raises UnknownNameError."""
-    band = _CANONICAL.get(name.strip().lower())
+    band = find_band(name)
     if band is None:
         raise UnknownNameError("band", name, BANDS)
     return band

@@ -1,14 +1,14 @@
 """A fine-tuned model: the encoder and a head, from any subset of modalities to labels."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from multimae_eo.config import ModelConfig, TaskConfig
+from multimae_eo.encoder import Encoder
 from multimae_eo.errors import BatchError, UnknownNameError
 from multimae_eo.heads import build_head
-from multimae_eo.model import Encoder
 from multimae_eo.raster import Batch, pad
+from multimae_eo.shapes import Float
 
 
 class Predictor(nn.Module):

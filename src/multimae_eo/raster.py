@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from multimae_eo.errors import SizeError
 from multimae_eo.modalities import Categorical, Modality
+from multimae_eo.shapes import Bool, Int, Shaped
 
 
 class Raster(NamedTuple):
@@ -58,6 +58,30 @@ def flip(batch: Batch, *, horizontal: bool, vertical: bool) -> Batch:
     if not axes:
         return batch
     return {name: Raster(r.values.flip(axes), r.valid.flip(axes), r.product) for name, r in batch.items()}
+
+
+def by_modality(
+    values: Shaped[Tensor, "*b c h w"],
+    valid: Bool[Tensor, "*b c h w"],
+    bands: Sequence[str],
+    modalities: Mapping[str, Modality],
+    products: Mapping[str, int],
+) -> Batch:
+    """The rasters of images whose channels are these bands; bands of a modality that they lack are valid nowhere.
+
+    products: the index of the product that each modality is read as.
+    """
+    channel = {band: i for i, band in enumerate(bands)}
+    *leading, _, height, width = values.shape
+    nothing = values.new_zeros(*leading, height, width)
+    batch = {}
+    for name, modality in modalities.items():
+        places = [channel.get(band) for band in modality.bands]
+        own = [nothing if i is None else values[..., i, :, :] for i in places]
+        there = [nothing.bool() if i is None else valid[..., i, :, :] for i in places]
+        product = torch.full(tuple(leading), products[name], dtype=torch.int64, device=values.device)
+        batch[name] = Raster(torch.stack(own, dim=-3), torch.stack(there, dim=-3), product)
+    return batch
 
 
 def rows(batch: Batch, part: slice | int) -> Batch:

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from multimae_eo.encoder import layout_of, with_absent
 from multimae_eo.masking import TokenMask
 from multimae_eo.modalities import Categorical, Continuous, Modality
-from multimae_eo.model import Decoder, MultiMAE, layout_of, with_absent
+from multimae_eo.model import Decoder, MultiMAE
 from multimae_eo.raster import Batch, Raster
 
 # Grey of pixels that are hidden, and of those that were never measured.

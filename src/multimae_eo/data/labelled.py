@@ -9,13 +9,11 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Shaped
-from torch import Tensor
 
 from multimae_eo.config import TaskName
 from multimae_eo.errors import ConfigError, DataError, StatisticsError
 from multimae_eo.modalities import Categorical, Continuous, MapClass, Modality, Statistics
-from multimae_eo.raster import Batch, Raster
+from multimae_eo.raster import Batch, by_modality
 
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
@@ -141,14 +139,6 @@ def check_mask(codes: np.ndarray, known: np.ndarray, num_classes: int, size: tup
     return Label(np.where(known, codes, 0).astype(np.int64), known)
 
 
-def shared_modalities(about: Description, modalities: Mapping[str, Modality]) -> tuple[str, ...]:
-    """The modalities that the data set can feed, in their own order: with at least half of their bands.
-
-    Of fewer bands no token would ever be valid (docs/design.md, A).
-    """
-    return tuple(name for name, m in modalities.items() if 2 * len(set(m.bands) & set(about.bands)) >= len(m.bands))
-
-
 def absent_bands(about: Description, modalities: Mapping[str, Modality]) -> tuple[str, ...]:
     """Bands of these modalities that the data set lacks; they are fed as invalid channels (docs/design.md, A)."""
     return tuple(band for m in modalities.values() for band in m.bands if band not in about.bands)
@@ -210,27 +200,3 @@ def rasters(
     """The rasters of one sample, [c, h, w] on its own 10 m frame; bands that the data set lacks are invalid."""
     values, valid = torch.from_numpy(sample.values).float(), torch.from_numpy(sample.valid)
     return by_modality(values, valid, about.bands, modalities, products)
-
-
-def by_modality(
-    values: Shaped[Tensor, "*b c h w"],
-    valid: Bool[Tensor, "*b c h w"],
-    bands: Sequence[str],
-    modalities: Mapping[str, Modality],
-    products: Mapping[str, int],
-) -> Batch:
-    """The rasters of images whose channels are these bands; bands of a modality that they lack are valid nowhere.
-
-    products: the index of the product that each modality is read as.
-    """
-    channel = {band: i for i, band in enumerate(bands)}
-    *leading, _, height, width = values.shape
-    nothing = values.new_zeros(*leading, height, width)
-    batch = {}
-    for name, modality in modalities.items():
-        places = [channel.get(band) for band in modality.bands]
-        own = [nothing if i is None else values[..., i, :, :] for i in places]
-        there = [nothing.bool() if i is None else valid[..., i, :, :] for i in places]
-        product = torch.full(tuple(leading), products[name], dtype=torch.int64, device=values.device)
-        batch[name] = Raster(torch.stack(own, dim=-3), torch.stack(there, dim=-3), product)
-    return batch

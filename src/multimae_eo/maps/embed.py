@@ -12,12 +12,12 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from multimae_eo import checkpoint
 from multimae_eo.config import TaskConfig
 from multimae_eo.data.geotiff_source import Grid
+from multimae_eo.encoder import Encoder
 from multimae_eo.errors import ConfigError
 from multimae_eo.maps.feeding import bands_of, feed_of
 from multimae_eo.maps.finding import import_extra
@@ -26,8 +26,6 @@ from multimae_eo.maps.options import EmbedOptions
 from multimae_eo.maps.run import Encode, about, map_scene, prepared, sources_of
 from multimae_eo.maps.scene import Scene, open_scene
 from multimae_eo.maps.writing import Layout, Strips, blocks, write_cog
-from multimae_eo.model import Encoder
-from multimae_eo.raster import Batch
 from multimae_eo.visualize import MISSING
 
 LARGEST = 127  # of int8; -128 is no data
@@ -102,22 +100,13 @@ def load(directory: Path) -> tuple[Encoder, TaskConfig | None]:
     if "task" in checkpoint.read_content(directory):
         model = checkpoint.load_predictor(directory)
         return model.encoder, model.task
-    return checkpoint.load_encoder(directory), None
+    return checkpoint.load(directory), None
 
 
 def embedding(encoder: Encoder) -> Work:
     """The encoder as a function of tiles: per patch the mean over the modalities that have a valid token there."""
 
-    def work(batch: Batch, _: object) -> Tensor:
-        seen = encoder.see(batch)
-        shape = (len(seen.layout.names), seen.layout.num_tokens)
-        number = shape[0] * shape[1]
-        tokens = seen.tokens[:, :number].unflatten(1, shape)
-        valid = seen.valid[:, :number].unflatten(1, shape)[..., None]
-        mean = tokens.masked_fill(~valid, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
-        return mean.transpose(1, 2).unflatten(2, seen.layout.grid)
-
-    return work
+    return lambda batch, _: encoder.see(batch).places()
 
 
 def coarser(grid: Grid, cell: int) -> Grid:

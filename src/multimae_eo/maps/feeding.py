@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from multimae_eo.config import ModelConfig, TaskConfig
 from multimae_eo.errors import ConfigError
 from multimae_eo.maps.mapping import Feed
-from multimae_eo.modalities import Categorical, Modality
+from multimae_eo.modalities import Categorical, Modality, fed_by
 
 
 def bands_of(names: Iterable[str], modalities: Mapping[str, Modality]) -> list[str]:
@@ -25,11 +25,9 @@ def feed_of(bands: tuple[str, ...], stated: Stated, config: ModelConfig, task: T
     """
     names = task.inputs if task is not None else config.input_modalities
     fed, products = {}, {}
-    for name in names:
-        modality = config.modalities[name]
-        if 2 * len(set(modality.bands) & set(bands)) < len(modality.bands):
-            continue
-        fed[name], products[name] = modality, product_index(stated, modality, task)
+    for name in fed_by(bands, {name: config.modalities[name] for name in names}):
+        fed[name] = config.modalities[name]
+        products[name] = product_index(stated, fed[name], task)
     if not fed:
         raise ConfigError(
             f"the scene has too few bands ({' '.join(bands)}) of any input: {', '.join(names)}; at least half of "

@@ -36,7 +36,7 @@ def fill_scene(options: FillOptions) -> Path:
     if options.masks < 1 or not 0 < options.visible <= 1:
         raise ConfigError(f"masks must be 1 or more and visible in (0, 1]; got {options.masks} and {options.visible}.")
     with prepared(options.tiles):
-        model = checkpoint.load(options.checkpoint)
+        model = checkpoint.load_model(options.checkpoint)
         config, view = model.config, view_of(model, options.target)
         decoder = dict(model.views())[view]
         target = config.modalities[decoder.modality]

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from multimae_eo.config import ModelConfig
-from multimae_eo.data.labelled import by_modality
 from multimae_eo.errors import ConfigError
 from multimae_eo.maps.layers import Window
 from multimae_eo.maps.options import TileOptions
 from multimae_eo.maps.tiling import TileRow, Tiling
 from multimae_eo.modalities import Modality
-from multimae_eo.raster import Batch, OwnGrids, token_valid
+from multimae_eo.raster import Batch, OwnGrids, by_modality, token_valid
 
 Read = Callable[[Window], tuple[np.ndarray, np.ndarray]]
 

@@ -3,16 +3,17 @@
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from multimae_eo.codecs import Encoded
+from multimae_eo.encoder import layout_of, with_absent
 from multimae_eo.layers import patchify
 from multimae_eo.losses import counted_pixels, loss_kind, pixel_errors, sample_means
 from multimae_eo.masking import TokenMask
 from multimae_eo.modalities import Categorical
-from multimae_eo.model import Decoder, MultiMAE, layout_of, with_absent
+from multimae_eo.model import Decoder, MultiMAE
 from multimae_eo.raster import Batch
+from multimae_eo.shapes import Bool, Float
 
 NAMES = ("band_mean", "visible_mean", "nearest_patch")
 # How much of a histogram of visible classes is mixed with the training prior.

@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multimae_eo import checkpoint
-from multimae_eo.data.labelled import Labelled, SplitName, shared_modalities
+from multimae_eo.data.labelled import Labelled, SplitName
 from multimae_eo.errors import ConfigError, DataError, UnknownNameError
 from multimae_eo.finetune_options import EvaluateOptions, MachineOptions, labelled_from_json
+from multimae_eo.modalities import fed_by
 from multimae_eo.predictor import Predictor
 from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.kinds import task_for
@@ -155,7 +156,7 @@ def set_up_like(model: Predictor, source: Labelled) -> Setup:
             f"the model predicts {model.task.task} of {known or model.task.unit}, but '{about.name}' is {about.task} "
             f"of {own or about.unit}."
         )
-    shared = shared_modalities(about, {name: model.config.modalities[name] for name in model.task.inputs})
+    shared = fed_by(about.bands, {name: model.config.modalities[name] for name in model.task.inputs})
     if not shared:
         raise ConfigError(
             f"'{about.name}' has the bands {' '.join(about.bands)}, none of those that the model was fine-tuned on "

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -20,6 +19,7 @@ from multimae_eo.masking import MaskNoise, draw_noise, enough_tokens
 from multimae_eo.modalities import Categorical
 from multimae_eo.options import PretrainOptions
 from multimae_eo.raster import Batch, OwnGrids, Raster, cut, rows, token_valid
+from multimae_eo.shapes import Int
 
 # What a random stream is for; a part of its key.
 ORDER, TRAIN, VALIDATE = 1, 2, 3

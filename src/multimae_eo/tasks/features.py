@@ -14,17 +14,16 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from multimae_eo import checkpoint
 from multimae_eo.codecs import codec_for
 from multimae_eo.data.labelled import SPLITS, SplitName
+from multimae_eo.encoder import Encoder, Seen, TokenLayout
 from multimae_eo.errors import DataError
 from multimae_eo.finetune_options import MachineOptions
-from multimae_eo.heads import mean_of_valid
-from multimae_eo.model import Encoder, Seen, TokenLayout
 from multimae_eo.raster import Batch
+from multimae_eo.shapes import Float
 from multimae_eo.tasks.evaluate import batches, device_of
 from multimae_eo.tasks.samples import Setup
 
@@ -75,11 +74,11 @@ def extractor(setup: Setup, directory: Path, init: Init, *, seed: int) -> Extrac
     if init == "random_convolutions":
         return Extractor(RandomConvolutions(setup, seed=seed), f"{init} {seed}")
     if init == "pretrained":
-        encoder, key = checkpoint.load_encoder(directory, setup.config), checkpoint.fingerprint(directory)
+        encoder, key = checkpoint.load(directory, setup.config), checkpoint.fingerprint(directory)
     else:
         lightning.seed_everything(seed, verbose=False)
         encoder, key = Encoder(setup.config).eval(), f"{init} {seed} {checkpoint.fingerprint(directory)}"
-    return Extractor(lambda batch: mean_of_valid(encoder.see(batch)), key, encoder)
+    return Extractor(lambda batch: encoder.see(batch).mean(), key, encoder)
 
 
 class BandStatistics(nn.Module):

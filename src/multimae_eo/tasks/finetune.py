@@ -162,7 +162,7 @@ def build(options: FinetuneOptions, setup: Setup, labels: LabelSummary) -> Predi
     config: ModelConfig = dataclasses.replace(setup.config, drop_path=options.optim.drop_path)
     model = Predictor(config, task_config(setup, options, labels))
     if options.init == "pretrained":
-        weights = checkpoint.load_encoder(given(options.checkpoint, "checkpoint"), config).state_dict()
+        weights = checkpoint.load(given(options.checkpoint, "checkpoint"), config).state_dict()
         model.encoder.load_state_dict(weights)
     return model
 

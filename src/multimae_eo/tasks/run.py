@@ -191,7 +191,7 @@ def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visi
     """Draw what the model of a checkpoint directory makes of the central crops of some tiles of a data set."""
     if tiles < 1 or num_visible < 1:
         raise ConfigError(f"tiles and num_visible must be 1 or more; got {tiles} and {num_visible}.")
-    model = checkpoint.load(directory)
+    model = checkpoint.load_model(directory)
     options = PretrainOptions(seed=seed, mask=MaskOptions(num_visible=num_visible))
     source = open_tiles(root, list(model.config.modalities.values()))
     rows = source.splits(val_fraction=options.data.val_fraction, seed=seed)[split]

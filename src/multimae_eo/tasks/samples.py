@@ -19,12 +19,11 @@ from multimae_eo.data.labelled import (
     absent_bands,
     products_of,
     rasters,
-    shared_modalities,
     with_own_statistics,
 )
 from multimae_eo.errors import ConfigError, UnknownNameError
 from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions
-from multimae_eo.modalities import Modality
+from multimae_eo.modalities import Modality, fed_by
 from multimae_eo.raster import Batch, OwnGrids, Raster, flip, pad
 from multimae_eo.tasks.examples import TRAIN, Steps, loader, philox
 
@@ -114,7 +113,7 @@ def set_up(source: Labelled, config: ModelConfig, options: LabelledOptions) -> S
     """The data as a model sees them; raises ConfigError where they share nothing, or not what `inputs` names."""
     about = source.about
     available = {name: config.modalities[name] for name in config.input_modalities}
-    shared = shared_modalities(about, available)
+    shared = fed_by(about.bands, available)
     facts = f"'{about.name}', whose bands are {' '.join(about.bands)}"
     if not shared:
         raise ConfigError(f"none of the model's inputs ({', '.join(available)}) has half of its bands in {facts}.")

@@ -1,0 +1,291 @@
+"""Images as users have them into what the model sees: bands by name, units stated and checked, products by name."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multimae_eo.config import ModelConfig
+from multimae_eo.errors import BatchError, ConfigError, DataError, SizeError, UnknownNameError
+from multimae_eo.modalities import (
+    IMAGE_KEYS,
+    MODALITIES,
+    REFLECTANCE,
+    Categorical,
+    Modality,
+    canonical_bands,
+    fed_by,
+    find_band,
+)
+from multimae_eo.raster import Batch, Majority, Raster, by_modality
+
+Units = Literal["dn", "reflectance"]
+# What a number of each unit is in reflectance x 10000.
+FACTORS: Mapping[str, float] = {"dn": 1.0, "reflectance": 10_000.0}
+# Stands for a channel that is to be left out.
+SKIPPED = "-"
+# Values of a modality that are looked at to judge its unit.
+JUDGED = 100_000
+
+
+class UnusedBandsWarning(UserWarning):
+    """Bands were given that the model has no input for."""
+
+
+class Channel(NamedTuple):
+    """One band of some images [b, h, w], its validity, and the product that its key names, if any."""
+
+    values: Tensor
+    valid: Tensor
+    product: str | None = None
+
+
+def is_batch(images: object) -> TypeGuard[Batch]:
+    """Whether these are rasters already."""
+    return isinstance(images, Mapping) and all(isinstance(v, Raster) for v in images.values())
+
+
+def read_images(
+    images: object,
+    config: ModelConfig,
+    *,
+    bands: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    units: Units | None = None,
+    product: str | Sequence[str] | None = None,
+    nodata: float | None = 0,
+    offset: float = 0,
+    device: torch.device | None = None,
+) -> Batch:
+    """Arrays of named bands as the rasters of a model's inputs (docs/inputs.md).
+
+    images: [b, c, h, w] or [c, h, w]: a tensor, a NumPy (also masked) array, or xarray with a dimension "band"; or
+        several by key: names of modalities (all of their bands), of bands ([h, w] or [b, h, w]), or those of TerraMesh
+        ("S2L2A", "S2L1C", "S1GRD", "DEM", ...). NaN is not measured. Maps of classes may be on their own coarser grid.
+    bands: what the channels are, in their order, under any of their known names; "-" leaves one out. By key where there
+        are several. Not needed where keys or xarray's coordinate name them.
+    units: of the Sentinel-2 bands: "dn" (reflectance x 10000) or "reflectance"; heights are metres, radar is dB.
+    product: what the values are of, so that they are standardised rightly: "L1C" or "L2A", "ascending" or "descending";
+        several where the modalities need them.
+    nodata: value of Sentinel-2 bands that means not measured. offset: taken off them first, in dn: 1000 for images as
+        ESA delivers them since processing baseline 04.
+    Raises UnknownNameError for unknown names, ConfigError for those given twice or what is left open, DataError for
+    values that look like another unit, BatchError or SizeError for shapes. Bands that no input has are warned of.
+    """
+    channels = _channels(images, config, bands)
+    named = {name: config.modalities[name] for name in config.input_modalities}
+    fed = fed_by(channels, named)
+    used = {band for name in fed for band in named[name].bands}
+    if not fed:
+        raise BatchError(
+            f"bands {' '.join(channels)} feed no input of the model: at least half of the bands of one are needed. "
+            "Inputs: " + "; ".join(f"{name} ({' '.join(m.bands)})" for name, m in named.items()) + "."
+        )
+    if unused := [band for band in channels if band not in used]:
+        warnings.warn(f"the model has no input for {' '.join(unused)}; left out.", UnusedBandsWarning, stacklevel=4)
+    _check_products(product, [named[name] for name in fed])
+    frame = max(tuple(channels[band].values.shape[-2:]) for band in used if band in channels)
+    batch = {}
+    for name in fed:
+        raster = _raster(named[name], channels, product, units, nodata, offset)
+        at_frame = named[name].stride > 1 and tuple(raster.values.shape[-2:]) == frame
+        batch[name] = _own_grid(named[name], raster) if at_frame else raster
+    sizes = {name: len(r.values) for name, r in batch.items()}
+    if len(set(sizes.values())) > 1:
+        raise BatchError(f"the images have different numbers of samples: {sizes}.")
+    return {name: Raster(*(t.to(device) for t in raster)) for name, raster in batch.items()}
+
+
+def looks_like(modality: Modality, values: np.ndarray) -> str | None:
+    """What valid values are rather than numbers in the modality's unit, or known codes; None where they fit.
+
+    values: of any shape, not empty.
+    """
+    if isinstance(modality, Categorical):
+        strange = sorted({int(c) for c in np.unique(values)} - set(modality.codes))
+        return f"codes without a meaning here ({', '.join(map(str, strange[:8]))})" if strange else None
+    low, high = float(values.min()), float(values.max())
+    if modality.unit == REFLECTANCE:
+        if high <= 2 and low > -0.5:
+            return "reflectance"
+        if low < 0 and high < 50:
+            return "standardised numbers"
+        eight_bit = values.dtype == np.uint8 or (high == 255 and np.mean(values == 255) > 1e-3 and low >= 0)
+        return "8-bit numbers" if eight_bit else ("none of this unit" if high > 65535 else None)
+    if modality.unit == "dB":
+        return "linear power" if low >= 0 else ("none of this unit" if low < -100 else None)
+    return "none of this unit" if low < -1000 or high > 9500 else None
+
+
+def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Channel]:
+    """Every band that is given, by its canonical name."""
+    if hasattr(images, "data_vars"):  # an xarray Dataset: its variables are the keys
+        images = {str(name): images[name] for name in images.data_vars}  # type: ignore[index]
+    if not isinstance(images, Mapping):
+        array, names = _array(images, None if bands is None else list(bands))
+        if names is None:
+            raise ConfigError('the bands of the images are not named; pass bands=["B02", "B03", ...] in their order.')
+        return _split(array, names, None, "the images")
+    found: dict[str, Channel] = {}
+    for key, value in images.items():
+        stated = bands.get(key) if isinstance(bands, Mapping) else None
+        array, own = _array(value, stated)
+        names, product = (own, None) if own is not None else _names(str(key), array, config)
+        for band, channel in _split(array, names, product, f"'{key}'").items():
+            if band in found:
+                raise ConfigError(f"'{key}' gives {band}, which another of the images has given; give each band once.")
+            found[band] = channel
+    return found
+
+
+def _array(value: Any, names: list[str] | None) -> tuple[Tensor, list[str] | None]:
+    """An array of any library as a tensor, NaN where nothing was measured, and the names it states for its bands."""
+    if hasattr(value, "dims") and hasattr(value, "coords"):  # xarray
+        axis = next((d for d in value.dims if str(d).lower() in ("band", "bands", "variable", "channel")), None)
+        if axis is not None:
+            others = [d for d in value.dims if d != axis]
+            value = value.transpose(*others[:-2], axis, *others[-2:])
+            stated = value.coords[axis].values.tolist() if axis in value.coords else []
+            if names is None and stated and all(isinstance(name, str) for name in stated):
+                names = stated
+        value = value.values
+    if isinstance(value, np.ma.MaskedArray):
+        value = np.where(np.ma.getmaskarray(value), np.nan, value.filled(0).astype(np.float32))
+    if not isinstance(value, Tensor):
+        value = np.asarray(value)
+        if value.dtype.kind not in "iufb":
+            raise DataError(f"the images hold {value.dtype}; expected numbers.")
+        wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(value.dtype.name, value.dtype)
+        wanted = np.dtype(wider if value.dtype.kind in "iu" else np.float32)  # torch computes little with the others
+        value = torch.from_numpy(np.ascontiguousarray(value, dtype=wanted.newbyteorder("=")))
+    return value, names
+
+
+def _names(key: str, array: Tensor, config: ModelConfig) -> tuple[list[str], str | None]:
+    """The bands that a key stands for, and the product that it names."""
+    number = array.shape[-3] if array.ndim > 2 else 1
+    modality = config.modalities.get(key) or MODALITIES.get(key)
+    if modality is not None and (number == len(modality.bands) or len(modality.bands) == 1):
+        return list(modality.bands), None
+    if key.upper() in IMAGE_KEYS:
+        names, product = IMAGE_KEYS[key.upper()]
+        if number != len(names) > 1:
+            raise BatchError(f"'{key}' has {number} bands; expected {len(names)}: {' '.join(names)}. Or pass bands.")
+        return list(names), product
+    if find_band(key) is not None:
+        return [key], None
+    if modality is not None:
+        raise BatchError(f"'{key}' has {number} bands; expected {len(modality.bands)}: {' '.join(modality.bands)}.")
+    raise UnknownNameError("key of the images", key, [*config.modalities, *IMAGE_KEYS, *config.bands])
+
+
+def _split(array: Tensor, names: Sequence[str], product: str | None, where: str) -> dict[str, Channel]:
+    """An array [b, c, h, w], [c, h, w], or of one band [b, h, w] or [h, w], as its bands."""
+    kept = [i for i, name in enumerate(names) if name != SKIPPED]
+    bands = canonical_bands(names[i] for i in kept)
+    if len(names) == 1 and array.ndim in (2, 3):
+        array = array.reshape(-1, 1, *array.shape[-2:])
+    elif array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4 or array.shape[1] != len(names):
+        raise BatchError(
+            f"{where} have the shape {list(array.shape)}; expected [{len(names)}, height, width] or "
+            f"[samples, {len(names)}, height, width] for the bands {' '.join(names)}."
+        )
+    valid = torch.isfinite(array)
+    return {band: Channel(array[:, i], valid[:, i], product) for band, i in zip(bands, kept, strict=True)}
+
+
+def _raster(
+    modality: Modality,
+    channels: Mapping[str, Channel],
+    product: str | Sequence[str] | None,
+    units: Units | None,
+    nodata: float | None,
+    offset: float,
+) -> Raster:
+    """The raster of one modality, checked and in its unit."""
+    own = {band: channels[band] for band in modality.bands if band in channels}
+    shapes = {band: tuple(c.values.shape) for band, c in own.items()}
+    if len(set(shapes.values())) > 1:
+        raise SizeError(f"the bands of {modality.name} differ in shape: {shapes}; resample them to one grid first.")
+    values, valid = torch.stack([c.values for c in own.values()], 1), torch.stack([c.valid for c in own.values()], 1)
+    optical = modality.unit == REFLECTANCE
+    if optical and nodata is not None:
+        valid = valid & (values != nodata)
+    index = _product(modality, product, next((c.product for c in own.values() if c.product), None))
+    described = MODALITIES.get(modality.name)
+    if described is None or modality.products[index] in described.products:  # else units of the data set's own
+        _check_unit(modality, values, valid, units, tuple(own))
+    values = values if isinstance(modality, Categorical) else values.float()
+    if optical:
+        values = (values * FACTORS[units or "dn"]).sub(offset) if offset or units == "reflectance" else values
+    return by_modality(values, valid, tuple(own), {modality.name: modality}, {modality.name: index})[modality.name]
+
+
+def _own_grid(modality: Modality, raster: Raster) -> Raster:
+    """Classes at 10 m on the modality's own coarser grid."""
+    assert isinstance(modality, Categorical)
+    return Majority(modality.codes, modality.stride).to(raster.values.device)(raster)
+
+
+def _check_unit(modality: Modality, values: Tensor, valid: Tensor, units: Units | None, bands: Sequence[str]) -> None:
+    """Raise DataError or ConfigError where values look like another unit than is stated."""
+    measured = values[valid]
+    if not measured.numel():
+        return
+    known = measured[:: max(1, measured.numel() // JUDGED)].detach().cpu().numpy()
+    guess, stated = looks_like(modality, known), modality.unit
+    if modality.unit == REFLECTANCE:
+        if units not in (*FACTORS, None):
+            raise UnknownNameError("unit", str(units), FACTORS)
+        seems = "reflectance" if guess == "reflectance" else ("dn" if guess is None else None)
+        if units is None:
+            hint = f"; they look like units='{seems}'" if seems else (f"; they look like {guess}" if guess else "")
+            raise ConfigError(f"the unit of {' '.join(bands)} is not stated: pass units='dn' or 'reflectance'{hint}.")
+        if units == "reflectance" and guess != "standardised numbers":
+            guess = guess or "dn (reflectance x 10000)" if np.percentile(known, 99) > 2 else None
+        stated = f"units='{units}'"
+    if guess is not None:
+        span = f"{known.min():g} to {known.max():g}"
+        raise DataError(f"{' '.join(bands)}: expected {stated}, got {span}, which looks like {guess}.{_remedy(guess)}")
+
+
+def _remedy(guess: str) -> str:
+    if guess.startswith("codes"):
+        return " Translate the codes first, and set what has no class to NaN."
+    remedies = {
+        "reflectance": "Pass units='reflectance'.",
+        "dn (reflectance x 10000)": "Pass units='dn'.",
+        "standardised numbers": "Pass images as they were measured: the model standardises them itself.",
+        "8-bit numbers": "Take the image before it was stretched to colours.",
+        "linear power": "Convert it: 10 log10(x).",
+    }
+    return " " + remedies.get(guess, "Set values without a meaning to NaN.")
+
+
+def _check_products(product: str | Sequence[str] | None, modalities: Sequence[Modality]) -> None:
+    """Raise UnknownNameError for a product that none of the modalities has."""
+    known = list(dict.fromkeys(p for m in modalities for p in m.products))
+    for name in _listed(product):
+        if name not in known:
+            raise UnknownNameError("product", name, known)
+
+
+def _listed(product: str | Sequence[str] | None) -> Sequence[str]:
+    return () if product is None else ((product,) if isinstance(product, str) else product)
+
+
+def _product(modality: Modality, product: str | Sequence[str] | None, key: str | None) -> int:
+    """The index of the product of a modality: as said, else as its key names it, else its only one."""
+    said = [p for p in (*_listed(product), key) if p in modality.products]
+    if len(set(said)) > 1:
+        raise ConfigError(f"product {said[0]} and {said[1]} are both given for {modality.name}; give one.")
+    if not said and len(modality.products) > 1:
+        raise ConfigError(
+            f"the product of {modality.name} is not stated: pass product='{modality.products[0]}' or another of "
+            f"{', '.join(modality.products)}; a list where several inputs need one."
+        )
+    return modality.products.index(said[0]) if said else 0

@@ -1,0 +1,223 @@
+"""Arrays of named bands: every library's, any order and name; units and products stated, checked, never guessed."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from batches import demo_config
+
+import multimae_eo
+from multimae_eo import MultiMAE, Raster
+from multimae_eo.errors import BatchError, ConfigError, DataError, SizeError, UnknownNameError
+from multimae_eo.inputs import UnusedBandsWarning, looks_like, read_images
+from multimae_eo.modalities import IMAGE_KEYS, MODALITIES
+
+RGB = ["B04", "B03", "B02"]
+CONFIG = demo_config()
+L2A = {"units": "dn", "product": "L2A"}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return MultiMAE(demo_config()).encoder.eval()
+
+
+def images(bands=3, size=2, edge=16, seed=0):
+    return np.random.default_rng(seed).integers(200, 3000, (size, bands, edge, edge)).astype(np.uint16)
+
+
+def plain(values, product=1):
+    """The raster that all other ways of giving these values must equal."""
+    values = torch.from_numpy(values.astype(np.float32))
+    return Raster(values, torch.ones_like(values, dtype=torch.bool), torch.full((len(values),), product))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
+
+
+def test_every_way_of_giving_three_bands_is_one_batch(encoder):
+    xarray = pytest.importorskip("xarray")
+    values = images()
+    wanted = {"rgb": plain(values)}
+    shuffled = values[:, [2, 0, 1]]
+    in_order = xarray.DataArray(shuffled, dims=("time", "band", "y", "x"), coords={"band": ["blue", "RED", "b3"]})
+    ways = {
+        "numpy": (values, RGB),
+        "another order": (shuffled, ["B02", "B04", "B03"]),
+        "aliases": (shuffled, ["BLUE", "b4", "Green"]),
+        "float64": (values.astype(np.float64), RGB),
+        "big endian": (values.astype(">u2"), RGB),
+        "tensor": (torch.from_numpy(values.astype(np.int32)), RGB),
+        "list": (values.tolist(), RGB),
+        "xarray": (in_order, None),
+        "xarray, bands last": (in_order.transpose("time", "y", "x", "band"), None),
+        "xarray data set": (in_order.to_dataset("band"), None),
+        "by modality": ({"rgb": values}, None),
+        "by band": ({"B02": values[:, 2], "green": values[:, 1], "B4": values[:, :1]}, None),
+        "by key of the user's own": ({"mine": shuffled}, {"mine": ["B02", "B04", "B03"]}),
+    }
+    for way, (given, bands) in ways.items():
+        assert same(encoder.read(given, bands=bands, **L2A), wanted), way
+    tokens = encoder(values, bands=RGB, **L2A)
+    assert torch.equal(tokens, encoder(wanted))
+    reflectance = encoder(wanted["rgb"].values / 10_000, bands=RGB, units="reflectance", product="L2A")
+    assert (reflectance - tokens).abs().max() < 1e-4
+
+
+def test_one_image_without_samples_and_single_bands(encoder):
+    values = images(size=1)
+    wanted = {"rgb": plain(values)}
+    assert same(encoder.read(values[0], bands=RGB, **L2A), wanted)
+    assert same(encoder.read(dict(zip(RGB, values[0], strict=True)), **L2A), wanted)
+
+
+def test_keys_of_terramesh():
+    keys = {"S2L2A": images(12), "DEM": np.full((2, 1, 16, 16), 812, np.int16), "S1RTC": np.full((2, 2, 16, 16), -9.0)}
+    with pytest.warns(UnusedBandsWarning, match="VV VH"):
+        batch = read_images(keys | {"S1RTC": keys["S1RTC"]}, CONFIG, units="dn")
+    assert tuple(batch) == ("rgb", "red_edge", "swir", "nir", "elevation")
+    names = IMAGE_KEYS["S2L2A"][0]
+    for name in ("rgb", "nir", "swir"):
+        own = [names.index(band) for band in MODALITIES[name].bands]
+        assert np.array_equal(batch[name].values.numpy(), keys["S2L2A"][:, own].astype(np.float32))
+        assert batch[name].product.tolist() == [1, 1]  # the key says L2A
+    sar = demo_config(inputs=("sar",), targets=("sar",))
+    with pytest.raises(ConfigError, match=r"product of sar is not stated.*descending"):
+        read_images({"S1RTC": keys["S1RTC"]}, sar)
+    assert read_images({"S1RTC": keys["S1RTC"]}, sar, product="ascending")["sar"].product.tolist() == [1, 1]
+
+
+def test_classes_at_10_m_go_to_their_own_grid():
+    codes = np.full((1, 16, 16), 10, np.uint8)
+    codes[0, :4, :4] = 80
+    batch = read_images({"rgb": images(size=1), "LULC": codes}, CONFIG, **L2A)
+    assert batch["land_cover"].values.shape == (1, 1, 4, 4)
+    assert batch["land_cover"].values[0, 0, 0, 0] == 80
+    own = read_images({"rgb": images(size=1), "land_cover": codes[:, ::4, ::4]}, CONFIG, **L2A)
+    assert torch.equal(own["land_cover"].values, batch["land_cover"].values)
+    with pytest.raises(DataError, match=r"expected class.*codes without a meaning here \(1, 2\).*Translate"):
+        read_images({"LULC": codes // 40 + 1 - codes // 80}, CONFIG)
+
+
+def test_what_is_not_measured():
+    values = images().astype(np.float32)
+    values[0, 0, 0, 0], values[0, 1, 0, 1] = np.nan, 0
+    valid = read_images(values, CONFIG, bands=RGB, **L2A)["rgb"].valid
+    assert (~valid).nonzero().tolist() == [[0, 0, 0, 0], [0, 1, 0, 1]]
+    assert read_images(values, CONFIG, bands=RGB, **L2A, nodata=None)["rgb"].valid[0, 1, 0, 1]
+    masked = np.ma.masked_equal(images(), images()[0, 0, 0, 0])
+    assert torch.equal(
+        read_images(masked, CONFIG, bands=RGB, **L2A)["rgb"].valid, torch.from_numpy(~np.ma.getmaskarray(masked))
+    )
+
+
+def test_the_offset_of_the_processing_baseline_is_taken_off():
+    values = images()
+    batch = read_images(values + 1000, CONFIG, bands=RGB, **L2A, offset=1000)
+    assert torch.equal(batch["rgb"].values, plain(values).values)
+    values[0, 0, 0, 0] = 0
+    assert not read_images(values, CONFIG, bands=RGB, **L2A, offset=1000)["rgb"].valid[0, 0, 0, 0]
+
+
+def test_a_band_of_a_modality_that_is_missing_is_an_invalid_channel():
+    batch = read_images(images(1), CONFIG, bands=["B08"], **L2A)
+    assert tuple(batch) == ("nir",)
+    assert batch["nir"].valid.float().mean(dim=(0, 2, 3)).tolist() == [0, 1]
+
+
+def test_extra_bands_are_reported_and_nothing_else():
+    with pytest.warns(UnusedBandsWarning, match="no input for B01 B09 B05; left out"):
+        batch = read_images(images(6), CONFIG, bands=[*RGB, "B01", "B09", "B05"], **L2A)
+    assert tuple(batch) == ("rgb",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_images(images(5), CONFIG, bands=[*RGB, "-", "-"], **L2A)
+
+
+WRONG = {
+    "reflectance as dn": ((images() / 10_000), {"units": "dn"}, DataError, "looks like reflectance. Pass units='refl"),
+    "dn as reflectance": (images(), {"units": "reflectance"}, DataError, r"looks like dn.*Pass units='dn'"),
+    "8 bit": ((images() % 256).astype(np.uint8), {"units": "dn"}, DataError, "8-bit numbers. Take the image before"),
+    "8 bit as reflectance": (images() % 256, {"units": "reflectance"}, DataError, "looks like dn|8-bit"),
+    "saturated 8 bit": (np.minimum(images() // 5, 255), {"units": "dn"}, DataError, "8-bit numbers"),
+    "standardised": (images() / 500 - 3.0, {"units": "dn"}, DataError, "standardised numbers.*itself"),
+    "standardised as reflectance": (images() / 500 - 3.0, {"units": "reflectance"}, DataError, "standardised"),
+    "no unit": (images(), {}, ConfigError, "not stated: pass units='dn' or 'reflectance'; they look like units='dn'"),
+    "no unit, small": (images() / 10_000, {}, ConfigError, "they look like units='reflectance'"),
+    "wrong unit": (images(), {"units": "DN"}, UnknownNameError, "unknown unit 'DN'. Did you mean 'dn'"),
+    "no product": (images(), {"units": "dn", "product": None}, ConfigError, "product of rgb is not stated.*L1C, L2A"),
+    "wrong product": (images(), {"units": "dn", "product": "l2a"}, UnknownNameError, "Did you mean 'L2A'"),
+    "two products": (images(), {"units": "dn", "product": ["L1C", "L2A"]}, ConfigError, "L1C and L2A are both given"),
+    "no bands": (images(), {"bands": None}, ConfigError, r'pass bands=\["B02"'),
+    "unknown band": (images(), {"bands": ["B04", "B03", "B2O"]}, UnknownNameError, "'B2O'. Did you mean 'B"),
+    "twice": (images(), {"bands": ["B04", "B03", "RED"]}, ConfigError, "'B04' and 'RED' are both B04"),
+    "too few bands": (images(1), {"bands": ["B04"]}, BatchError, r"B04 feed no input.*rgb \(B04 B03 B02\)"),
+    "wrong number": (images(4), {}, BatchError, r"shape \[2, 4, 16, 16\]; expected \[3, height"),
+    "wrong dimensions": (images()[0, 0], {}, BatchError, r"shape \[16, 16\]"),
+    "unknown key": ({"S2L2B": images(12)}, {}, UnknownNameError, "key of the images 'S2L2B'. Did you mean 'S2L2A'"),
+    "wrong number for a key": ({"S2L2A": images(13)}, {}, BatchError, "'S2L2A' has 13 bands; expected 12: B01"),
+    "wrong number of a modality": ({"swir": images(3)}, {}, BatchError, "'swir' has 3 bands; expected 2: B11 B12"),
+    "given by two keys": ({"rgb": images(), "B02": images(1)}, {}, ConfigError, "'B02' gives B02, which another"),
+    "text": (np.full((2, 3, 4, 4), "a"), {}, DataError, "hold <U1; expected numbers"),
+    "samples": ({"rgb": images(), "DEM": np.ones((3, 16, 16))}, {"units": "dn"}, BatchError, "different numbers"),
+    "grids": ({"B04": images(1), "B03": images(1), "B02": images(1, edge=8)}, {}, SizeError, "rgb differ in shape"),
+    "linear radar": ({"VV": np.ones((2, 16, 16)), "VH": np.ones((2, 16, 16))}, {}, DataError, "10 log10"),
+    "heights": ({"DEM": np.full((2, 16, 16), -32768)}, {}, DataError, "expected m.*to NaN"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_images(case):
+    given, options, error, message = WRONG[case]
+    defaults = {"bands": None if isinstance(given, dict) else RGB, "product": None}
+    if not isinstance(given, dict) or "DEM" not in given:
+        defaults["product"] = "L2A"
+    config = demo_config(inputs=(*CONFIG.inputs, "sar")) if case == "linear radar" else CONFIG
+    if case == "linear radar":
+        defaults["product"] = "ascending"
+    if case == "samples":
+        defaults["product"] = "L2A"
+    with pytest.raises(error, match=message):
+        read_images(given, config, **{**defaults, **options})
+
+
+def test_units_of_a_data_set_of_its_own_are_not_judged():
+    from multimae_eo.config import with_statistics
+    from multimae_eo.modalities import Statistics
+
+    own = with_statistics(MODALITIES["rgb"], {**MODALITIES["rgb"].statistics, "mine": Statistics((90,) * 3, (40,) * 3)})
+    config = demo_config(inputs=("rgb",), targets=("rgb",), modalities={"rgb": own})
+    batch = read_images((images() % 256).astype(np.uint8), config, bands=RGB, product="mine")
+    assert batch["rgb"].product.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("S2L2A", "S2L2A"), ("S1RTC", "S1RTC")])
+def test_units_of_real_scenes_are_not_mistaken(shared, name, folder):
+    rasterio = pytest.importorskip("rasterio")
+    for path in sorted((shared / "real" / "terramesh" / folder).glob("*.tif")):
+        with rasterio.open(path) as file:
+            values = file.read().astype(np.float32)
+        config = demo_config(inputs=(*CONFIG.inputs, "sar"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnusedBandsWarning)
+            assert read_images({name: values}, config, units="dn", product="ascending" if "S1" in name else None)
+        for modality in MODALITIES.values():
+            kept = [i for i, band in enumerate(IMAGE_KEYS[name][0]) if band in modality.bands]
+            if kept:
+                assert looks_like(modality, values[kept]) is None
+                optical = modality.unit == MODALITIES["rgb"].unit
+                assert not optical or looks_like(modality, values[kept] / 10_000) == "reflectance"
+
+
+def test_load_gives_an_encoder_that_takes_arrays(tmp_path):
+    torch.manual_seed(0)
+    model = MultiMAE(demo_config()).eval()
+    loaded = multimae_eo.load(multimae_eo.save(model, tmp_path / "model"))
+    seen = loaded.see(images(), bands=RGB, **L2A)
+    assert torch.equal(seen.tokens, model.encoder.see({"rgb": plain(images())}).tokens)
+    assert seen.mean().shape == (2, 32)
+    assert seen.places().shape == (2, 32, 2, 2)
+    assert loaded.config.bands[:3] == ("B04", "B03", "B02")
