@@ -1,14 +1,17 @@
 """Shape annotations are checked while testing, and what tests share: the folder of shared data, small batches."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 
 # Not for compile tests: the hook breaks torch.compile(fullgraph=True); they run in a process of their own.
-if not os.environ.get("MULTIMAE_EO_UNCHECKED"):
+# Users need not have jaxtyping: the environments of the integrations and of the lowest versions have not.
+if find_spec("jaxtyping") and not os.environ.get("MULTIMAE_EO_UNCHECKED"):
+    import jaxtyping
+
     jaxtyping.install_import_hook(
         [
             f"multimae_eo.{m}"

@@ -18,8 +18,13 @@ ALLOWED = {
     "rasterio": ("data", "maps"),
     "isal": ("data", "maps"),
     "upath": ("data", "maps"),
-    "lightning": ("tasks",),
-    "matplotlib": ("visualize.py", "visualize_labels.py", "maps"),
+    "lightning": ("tasks", "integrations"),
+    "timm": ("integrations",),
+    "terratorch": ("integrations",),
+    "torchgeo": ("integrations",),
+    "torchgeo_bench": ("integrations",),
+    "onnx": ("integrations",),
+    "matplotlib": ("visualize.py", "visualize_labels.py", "visualize_tiles.py", "maps"),
     "torchmetrics": ("tasks",),
     "sklearn": ("tasks",),
     "tqdm": ("tasks", "maps"),
@@ -45,6 +50,7 @@ LEVELS = (
     ("data", "visualize.py", "visualize_labels.py"),
     ("tasks",),
     ("maps",),
+    ("explain",),
     ("integrations",),
     ("cli.py",),
 )
@@ -121,7 +127,7 @@ def test_the_core_is_small():
     """What a model is made of, and what is done with it: pre-training, fine-tuning, probing, benchmarks."""
     lines = {relative(p): len(p.read_text().splitlines()) for p in FILES}
     outside = ("data/", "maps/", "integrations/", "explain/", "cli.py", "commands.py", "tasks/")
-    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 3900
+    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 3950
     assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 3600
 
 

@@ -24,6 +24,8 @@ from multimae_eo.model import MultiMAE
 from multimae_eo.predictor import Predictor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What the names of the encoder's tensors begin with.
+ENCODER = "encoder."
 FORMAT = 1
 NO_WEIGHTS = (
     "No pre-trained weights come with this package: pre-train your own, or convert the release of the paper's authors "
@@ -73,7 +75,10 @@ def load_tensors(
 
 
 def save(
-    model: MultiMAE | Predictor, directory: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None
+    model: MultiMAE | Predictor | Encoder,
+    directory: str | os.PathLike[str],
+    *,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint directory; it appears under its name only when complete, replacing an older one.
 
@@ -84,18 +89,24 @@ def save(
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
-        content = {"format": FORMAT, "model": to_json(model.config), "extra": dict(extra or {})}
-        if isinstance(model, Predictor):
-            content["task"] = dataclasses.asdict(model.task)
-        (partial / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
-        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        safetensors.torch.save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        write_files(model, partial, extra=extra)
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return directory
+
+
+def write_files(model: MultiMAE | Predictor | Encoder, folder: Path, *, extra: Mapping[str, Any] | None) -> None:
+    """Write the files of a checkpoint into a folder that exists."""
+    content = {"format": FORMAT, "model": to_json(model.config), "extra": dict(extra or {})}
+    if isinstance(model, Predictor):
+        content["task"] = dataclasses.asdict(model.task)
+    prefix = ENCODER if isinstance(model, Encoder) else ""
+    tensors = {prefix + name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def locate(name: str | os.PathLike[str]) -> Path:
@@ -171,14 +182,14 @@ def load(name: str | os.PathLike[str], config: ModelConfig | None = None) -> Enc
     """
     directory = locate(name)
     described = config or load_config(directory)
-    return _filled(lambda: Encoder(described), directory, prefix="encoder.")
+    return filled(lambda: Encoder(described), directory, prefix=ENCODER)
 
 
 def load_model(name: str | os.PathLike[str]) -> MultiMAE:
     """Load a pre-trained model, encoder and decoders, strictly; name as of `load`; raises CheckpointError."""
     directory = locate(name)
     config = load_config(directory)
-    return _filled(lambda: MultiMAE(config), directory)
+    return filled(lambda: MultiMAE(config), directory)
 
 
 def load_predictor(name: str | os.PathLike[str]) -> Predictor:
@@ -192,10 +203,10 @@ def load_predictor(name: str | os.PathLike[str]) -> Predictor:
         )
     task = _described(task_from_json, content["task"], directory)
     config = load_config(directory)
-    return _filled(lambda: Predictor(config, task), directory)
+    return filled(lambda: Predictor(config, task), directory)
 
 
-def _filled(build: Callable[[], M], directory: str | os.PathLike[str], prefix: str = "") -> M:
+def filled(build: Callable[[], M], directory: str | os.PathLike[str], *, prefix: str = "") -> M:
     """A module with the weights of a checkpoint directory, whose names begin with `prefix`.
 
     It is built without memory or initialisation, and its weights are those of the file, mapped and read when used.

@@ -182,12 +182,22 @@ class Encoder(nn.Module):
         product: str | Sequence[str] | None = None,
         nodata: float | None = 0,
         offset: float = 0,
+        judge: bool = True,
     ) -> Batch:
         """Arrays of named bands as a batch on the encoder's device (see `read_images`); a batch stays as it is."""
         if is_batch(images):
             return images
-        stated = {"bands": bands, "units": units, "product": product, "nodata": nodata, "offset": offset}
-        return read_images(images, self.config, device=self.global_tokens.device, **stated)  # type: ignore[arg-type]
+        return read_images(
+            images,
+            self.config,
+            bands=bands,
+            units=units,
+            product=product,
+            nodata=nodata,
+            offset=offset,
+            judge=judge,
+            device=self.global_tokens.device,
+        )
 
     def _blocks(self, x: Tensor, keys: Tensor | None, kept: Iterable[int]) -> list[Tensor]:
         """The outputs of some blocks, in the order of the model."""
@@ -225,8 +235,8 @@ class Encoder(nn.Module):
         else:
             x = self._visible(with_absent(self.config, batch), mask, layout)
         if keys is not None:
-            keys = torch.cat([keys, keys.new_ones(len(x), self.config.num_global_tokens)], dim=1)
-        return torch.cat([x, self.global_tokens.expand(len(x), -1, -1).to(x.dtype)], dim=1), keys
+            keys = torch.cat([keys, keys.new_ones(x.shape[0], self.config.num_global_tokens)], dim=1)
+        return torch.cat([x, self.global_tokens.expand(x.shape[0], -1, -1).to(x.dtype)], dim=1), keys
 
     def _visible(self, batch: Batch, mask: TokenMask, layout: TokenLayout) -> Tensor:
         """The visible tokens alone: each patch in the columns of its own modality, all projected at once.

@@ -57,6 +57,7 @@ def read_images(
     product: str | Sequence[str] | None = None,
     nodata: float | None = 0,
     offset: float = 0,
+    judge: bool = True,
     device: torch.device | None = None,
 ) -> Batch:
     """Arrays of named bands as the rasters of a model's inputs (docs/inputs.md).
@@ -71,6 +72,7 @@ def read_images(
         several where the modalities need them.
     nodata: value of Sentinel-2 bands that means not measured. offset: taken off them first, in dn: 1000 for images as
         ESA delivers them since processing baseline 04.
+    judge: look whether the values can be of their unit, which waits for the device they are on.
     Raises UnknownNameError for unknown names, ConfigError for those given twice or what is left open, DataError for
     values that look like another unit, BatchError or SizeError for shapes. Bands that no input has are warned of.
     """
@@ -89,7 +91,7 @@ def read_images(
     frame = max(tuple(channels[band].values.shape[-2:]) for band in used if band in channels)
     batch = {}
     for name in fed:
-        raster = _raster(named[name], channels, product, units, nodata, offset)
+        raster = _raster(named[name], channels, product, units, nodata, offset, judge)
         at_frame = named[name].stride > 1 and tuple(raster.values.shape[-2:]) == frame
         batch[name] = _own_grid(named[name], raster) if at_frame else raster
     sizes = {name: len(r.values) for name, r in batch.items()}
@@ -205,6 +207,7 @@ def _raster(
     units: Units | None,
     nodata: float | None,
     offset: float,
+    judge: bool,
 ) -> Raster:
     """The raster of one modality, checked and in its unit."""
     own = {band: channels[band] for band in modality.bands if band in channels}
@@ -217,7 +220,8 @@ def _raster(
         valid = valid & (values != nodata)
     index = _product(modality, product, next((c.product for c in own.values() if c.product), None))
     described = MODALITIES.get(modality.name)
-    if described is None or modality.products[index] in described.products:  # else units of the data set's own
+    own_units = described is not None and modality.products[index] not in described.products
+    if judge and not own_units:
         _check_unit(modality, values, valid, units, tuple(own))
     values = values if isinstance(modality, Categorical) else values.float()
     if optical:

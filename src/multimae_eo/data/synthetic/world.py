@@ -67,7 +67,7 @@ def make_ground_and_tile(seed: int, index: int, tile_px: int = 64) -> tuple[Grou
         "water": terrain.kind,
     }
     tile = Tile(
-        tile_id=f"{seed}-{index:06d}",
+        tile_id=str(1_000_000 * seed + index),  # a number, as in MMEarth
         product=place.product,
         lat=place.lat,
         lon=place.lon,

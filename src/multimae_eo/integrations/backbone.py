@@ -1,0 +1,126 @@
+"""An encoder as other libraries want one: images of named bands and any size in, maps of features out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from multimae_eo.checkpoint import NO_WEIGHTS, load
+from multimae_eo.config import sized
+from multimae_eo.encoder import Encoder, Seen
+from multimae_eo.errors import CheckpointError, UnknownNameError
+from multimae_eo.inputs import SKIPPED, Units
+from multimae_eo.modalities import IMAGE_KEYS, canonical_band, fed_by, find_band
+from multimae_eo.raster import pad
+from multimae_eo.shapes import Float
+
+Merge = Literal["mean", "concat"]
+Bands = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+class Backbone(nn.Module):
+    """An encoder with all that it needs to know of the images it will be given.
+
+    bands, units, product, nodata, offset: as of `inputs.read_images`. Whether values are of their unit is judged on the
+    first images only, as it waits for the device.
+    merge: how the modalities become one map: their mean where they are valid, or side by side in the model's order,
+    with 0 where one is missing.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        bands: Bands | None = None,
+        units: Units | None = None,
+        product: str | Sequence[str] | None = None,
+        nodata: float | None = 0,
+        offset: float = 0,
+        merge: Merge = "mean",
+    ):
+        super().__init__()
+        if merge not in ("mean", "concat"):
+            raise UnknownNameError("merge", merge, ("mean", "concat"))
+        self.encoder, self.merge, self.judged = encoder, merge, False
+        self.patch_size = encoder.config.patch_size
+        self.stated: dict[str, Any] = {"bands": spelt(bands), "units": units, "product": product}
+        self.stated |= {"nodata": nodata, "offset": offset}
+        named = {name: encoder.config.modalities[name] for name in encoder.config.input_modalities}
+        self.inputs = tuple(named) if bands is None else fed_by(names_of(self.stated["bands"]), named)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a map of features."""
+        return self.encoder.config.dim * (len(self.inputs) if self.merge == "concat" else 1)
+
+    def see_after(self, images: object, blocks: Iterable[int]) -> list[Seen]:
+        """What the encoder has seen after some blocks; sizes that the patch does not divide are padded as invalid."""
+        batch = self.encoder.read(images, **self.stated, judge=not self.judged)
+        self.judged = True
+        strides = {name: self.encoder.config.modalities[name].stride for name in batch}
+        return self.encoder.see_after(pad(batch, strides=strides, multiple=self.patch_size), blocks)
+
+    def merged(self, seen: Seen) -> Float[Tensor, "b d rows columns"]:
+        """The map of features of what was seen."""
+        if self.merge == "mean":
+            return seen.places()
+        number, parts = seen.layout.num_tokens, []
+        for name in self.inputs:
+            if name in seen.layout.names:
+                start = seen.layout.start(name)
+                valid = seen.valid[:, start : start + number, None]
+                parts.append(seen.tokens[:, start : start + number].masked_fill(~valid, 0.0))
+            else:
+                parts.append(seen.tokens.new_zeros(seen.tokens.shape[0], number, seen.tokens.shape[2]))
+        return torch.cat(parts, dim=-1).transpose(1, 2).unflatten(2, seen.layout.grid)
+
+
+def encoder_of(
+    size: str | None, checkpoint: str | None, *, pretrained: bool = False, drop_path: float = 0.0
+) -> Encoder:
+    """The encoder of a checkpoint (a directory or Hub id), or with random weights of a size.
+
+    Raises CheckpointError where weights are wanted and none are named, or those named are of another size.
+    """
+    if checkpoint is None:
+        if pretrained or size is None:
+            raise CheckpointError(f"pre-trained weights are wanted: name a checkpoint. {NO_WEIGHTS}")
+        return Encoder(sized(size, drop_path=drop_path))
+    encoder = load(checkpoint)
+    expected = sized(size) if size is not None else encoder.config
+    found = encoder.config
+    if (found.dim, found.depth, found.heads) != (expected.dim, expected.depth, expected.heads):
+        raise CheckpointError(
+            f"'{checkpoint}' is not of size {size}: it has width {found.dim} and depth {found.depth}, expected "
+            f"{expected.dim} and {expected.depth}."
+        )
+    for i, block in enumerate(encoder.blocks):
+        block.drop_path = drop_path * i / max(1, found.depth - 1)  # type: ignore[assignment]
+    return encoder.train()
+
+
+def spelt(bands: Bands | None) -> Bands | None:
+    """Names as strings, where they are members of an enumeration, as TerraTorch has them."""
+    if isinstance(bands, Mapping):
+        return {key: [str(getattr(name, "value", name)) for name in names] for key, names in bands.items()}
+    return None if bands is None else [str(getattr(name, "value", name)) for name in bands]
+
+
+def names_of(bands: Bands) -> list[str]:
+    """The canonical names of bands, of all keys."""
+    names = [name for own in bands.values() for name in own] if isinstance(bands, Mapping) else bands
+    return [canonical_band(name) for name in names if name != SKIPPED]
+
+
+def keys_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """The bands that keys of images stand for; raises UnknownNameError."""
+    found = {}
+    for name in names:
+        if name.upper() in IMAGE_KEYS:
+            found[name] = list(IMAGE_KEYS[name.upper()][0])
+        elif find_band(name) is not None:
+            found[name] = [name]
+        else:
+            raise UnknownNameError("key of the images", name, IMAGE_KEYS)
+    return found

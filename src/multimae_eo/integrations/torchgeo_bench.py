@@ -1,0 +1,113 @@
+"""The encoder in torchgeo-bench, as its `BenchModel` asks; docs/torchgeo_bench.md has the preset."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchgeo_bench.datasets.base import BandSpec
+from torchgeo_bench.models.interface import BenchModel
+
+from multimae_eo.checkpoint import load, load_config
+from multimae_eo.config import ModelConfig, SizeName, sized
+from multimae_eo.data.labelled import Description, with_own_statistics
+from multimae_eo.encoder import Encoder
+from multimae_eo.errors import CheckpointError, ConfigError
+from multimae_eo.inputs import SKIPPED
+from multimae_eo.integrations.backbone import Backbone
+from multimae_eo.modalities import find_band
+
+# Names of torchgeo-bench that are not among our bands' own.
+_NAMES = {"red_edge_4": "B8A", "swir_cirrus": "B10", "r": "B04", "g": "B03", "b": "B02"}
+# Sensors whose bands of the same names stand in for Sentinel-2's, where a data set has none of these.
+STAND_INS = ("landsat", "aerial", "planet", "worldview")
+# The product that the statistics of a data set are filed under.
+OWN = "bandspec"
+# The files of two data sets of GEO-Bench have other bands under some names; their statistics give them away:
+# m-eurosat has water vapour's numbers where B8A should be, m-brick-kiln colours of 8 bit where B12 should be.
+_EUROSAT = {"red_edge_4": "B09", "water_vapour": "B10", "swir_cirrus": "B11", "swir_1": "B12", "swir_2": "B8A"}
+_BRICK_KILN = {"red_edge_2": "B07", "red_edge_3": "B8A", "nir": "B08", "red_edge_4": "B11", "water_vapour": "B12"}
+_BRICK_KILN |= dict.fromkeys(("swir_cirrus", "swir_1", "swir_2"), SKIPPED)
+
+
+class MultiMAEBench(BenchModel):
+    """Frozen features for k-NN, linear and segmentation probes: the mean of all valid tokens, [b, width].
+
+    bands: what torchgeo-bench says of the channels; they are matched by name, and wrong names of m-eurosat and
+    m-brick-kiln are put right. checkpoint: a directory or Hub id. statistics: what images are standardised by: those of
+    the data set ("dataset"), or the model's for a product ("L1C", "L2A"), where values are reflectance x 10000.
+    pretrained: False, with a size, for random weights; never silently. Layers to segment by: "features.0" ... are maps
+    [b, width, h / patch, w / patch], one per block. Raises CheckpointError, and ConfigError for data sets without a
+    band that the model takes.
+    """
+
+    handles_own_normalization = True
+
+    def __init__(
+        self,
+        bands: list[BandSpec],
+        *,
+        checkpoint: str | None = None,
+        statistics: Literal["dataset", "L1C", "L2A"] = "dataset",
+        pretrained: bool = True,
+        size: SizeName | None = None,
+        normalization: object = None,  # the runner's; the model standardises by itself
+        name: object = None,
+    ):
+        super().__init__(bands=bands, normalization="identity")
+        if pretrained is (checkpoint is None):
+            raise CheckpointError("name a checkpoint, or set pretrained to false and a size for random weights.")
+        names = names_of(bands)
+        config = load_config(checkpoint) if checkpoint is not None else sized(size or "base")
+        if statistics == "dataset":
+            config = with_bandspec(config, bands, names)
+        encoder = Encoder(config) if checkpoint is None else load(checkpoint, config)
+        product = OWN if statistics == "dataset" else statistics
+        self.backbone = Backbone(encoder, bands=names, units="dn", product=product)
+        if not self.backbone.inputs:
+            raise ConfigError(f"the data set has no bands of any input: {', '.join(b.name for b in bands)}.")
+        self.features = nn.ModuleList(nn.Identity() for _ in encoder.blocks)
+        self.eval()
+
+    def _forward_patch_features(self, images: Tensor, _bboxes: Tensor | None = None) -> Tensor:
+        """[b, c, h, w] as the data set has them -> [b, width]."""
+        hooked = any(layer._forward_hooks for layer in self.features)
+        depth = len(self.features)
+        with torch.no_grad():
+            seen = self.backbone.see_after(images, range(depth) if hooked else (depth - 1,))
+            if hooked:
+                for layer, found in zip(self.features, seen, strict=True):
+                    layer(self.backbone.merged(found))
+            return seen[-1].mean()
+
+
+def names_of(bands: Sequence[BandSpec]) -> list[str]:
+    """The canonical names of channels; "-" for those that no input can have."""
+    has_own = any(band.sensor == "s2" for band in bands)
+    renamed = _renamed({band.name: band for band in bands if band.sensor == "s2"})
+    names: list[str] = []
+    for band in bands:
+        name = renamed.get(band.name) if band.sensor == "s2" else None
+        optical = band.sensor == "s2" or (band.sensor in STAND_INS and not has_own)
+        if name is None and (optical or band.sensor in ("s1", "sar", "dem", "elevation")):
+            name = find_band(_NAMES.get(band.name, band.name))
+        names.append(SKIPPED if name is None or name in names else name)
+    return names
+
+
+def _renamed(bands: dict[str, BandSpec]) -> dict[str, str]:
+    """What bands are, whose files have others under their names."""
+    if not {*_EUROSAT, "blue"} <= bands.keys():
+        return {}
+    if bands["water_vapour"].mean < 100 < bands["swir_cirrus"].mean:
+        return _EUROSAT
+    return _BRICK_KILN if bands["swir_2"].max <= 255 < bands["blue"].max else {}
+
+
+def with_bandspec(config: ModelConfig, bands: Sequence[BandSpec], names: Sequence[str]) -> ModelConfig:
+    """The configuration with one product more, of the statistics that torchgeo-bench has of the data set."""
+    known = {name: (band.mean, band.std) for name, band in zip(names, bands, strict=True) if name != SKIPPED}
+    about = Description(OWN, "classification", tuple(known))
+    named: dict[str, Any] = dict(config.modalities)
+    return dataclasses.replace(config, modalities=with_own_statistics(named, about, known))
