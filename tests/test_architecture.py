@@ -47,11 +47,12 @@ LEVELS = (
     ("predictor.py",),
     ("checkpoint.py", "optim.py"),
     ("reference.py",),
-    ("data", "visualize.py", "visualize_labels.py"),
+    ("data", "visualize.py", "visualize_labels.py", "visualize_tiles.py"),
     ("tasks",),
     ("maps",),
     ("explain",),
     ("integrations",),
+    ("commands.py",),
     ("cli.py",),
 )
 DATA_MAY_KNOW = ("errors", "modalities", "raster", "config", "data")
@@ -128,7 +129,7 @@ def test_the_core_is_small():
     lines = {relative(p): len(p.read_text().splitlines()) for p in FILES}
     outside = ("data/", "maps/", "integrations/", "explain/", "cli.py", "commands.py", "tasks/")
     assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 3950
-    assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 3600
+    assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 3800
 
 
 def run(code: str) -> str:

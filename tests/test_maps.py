@@ -452,7 +452,7 @@ def test_a_read_only_folder(tmp_path, capfd):
     shutil.rmtree(tmp_path / "locked")
 
 
-@pytest.mark.parametrize(("module", "extra"), [("rasterio", "geo"), ("tqdm", "geo")])
+@pytest.mark.parametrize(("module", "extra"), [("rasterio", "maps"), ("tqdm", "maps")])
 def test_what_is_not_installed_is_named(tmp_path, capfd, monkeypatch, module, extra):
     for name in [n for n in sys.modules if n.startswith("multimae_eo.maps.") and not n.endswith("options")]:
         monkeypatch.delitem(sys.modules, name)

@@ -159,6 +159,7 @@ class FinetuneOptions:
         head: linear or attentive for one label per image, convnext or linear_dense for one per pixel; default: the
             paper's, linear or convnext.
         seed: decides initialisation, order, flips and what is dropped.
+        dry_run: print the options and a plan (samples, steps, hours, memory) from a few measured steps; write nothing.
         data: the images.
         optim: the optimisation.
         trainer: where to run.
@@ -169,6 +170,7 @@ class FinetuneOptions:
     init: Literal["pretrained", "random"] = "pretrained"
     head: HeadName | None = None
     seed: int = 0
+    dry_run: bool = False
     data: LabelledOptions = field(default_factory=LabelledOptions)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     trainer: MachineOptions = field(default_factory=MachineOptions)

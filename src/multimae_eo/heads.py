@@ -40,7 +40,7 @@ class AttentiveHead(nn.Module):
         nn.init.trunc_normal_(self.query, std=0.02)
 
     def forward(self, seen: Seen) -> Float[Tensor, "b k"]:
-        query = self.query.expand(len(seen.tokens), -1, -1)
+        query = self.query.expand(seen.tokens.shape[0], -1, -1)
         pooled = self.cross(query, self.context_norm(seen.tokens), seen.valid)
         return self.out(self.norm(pooled[:, 0]))
 
@@ -65,7 +65,7 @@ class Slots(nn.Module):
                 places = slice(start := seen.layout.start(name), start + number)
                 slots.append(torch.where(seen.valid[:, places, None], seen.tokens[:, places], absent))
             else:
-                slots.append(absent.to(seen.tokens.dtype).expand(len(seen.tokens), number, -1))
+                slots.append(absent.to(seen.tokens.dtype).expand(seen.tokens.shape[0], number, -1))
         return torch.cat(slots, dim=-1)
 
 

@@ -218,7 +218,7 @@ def _raster(
     optical = modality.unit == REFLECTANCE
     if optical and nodata is not None:
         valid = valid & (values != nodata)
-    index = _product(modality, product, next((c.product for c in own.values() if c.product), None))
+    index = product_index(modality, product, next((c.product for c in own.values() if c.product), None))
     described = MODALITIES.get(modality.name)
     own_units = described is not None and modality.products[index] not in described.products
     if judge and not own_units:
@@ -282,8 +282,8 @@ def _listed(product: str | Sequence[str] | None) -> Sequence[str]:
     return () if product is None else ((product,) if isinstance(product, str) else product)
 
 
-def _product(modality: Modality, product: str | Sequence[str] | None, key: str | None) -> int:
-    """The index of the product of a modality: as said, else as its key names it, else its only one."""
+def product_index(modality: Modality, product: str | Sequence[str] | None, key: str | None = None) -> int:
+    """The index of the product of a modality: as said, else as the key of its images names it, else its only one."""
     said = [p for p in (*_listed(product), key) if p in modality.products]
     if len(set(said)) > 1:
         raise ConfigError(f"product {said[0]} and {said[1]} are both given for {modality.name}; give one.")

@@ -21,7 +21,7 @@ def patchify(x: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n cpp"
 
 def unpatchify(tokens: Float[Tensor, "b n cpp"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
     """The inverse of `patchify` for a grid of (rows, columns) of patches."""
-    batch, rows, columns = len(tokens), *grid
+    batch, rows, columns = tokens.shape[0], *grid
     cells = tokens.reshape(batch, rows, columns, -1, patch, patch)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, rows * patch, columns * patch)
 

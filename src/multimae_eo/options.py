@@ -189,6 +189,7 @@ class PretrainOptions:
         recipe: the set of defaults; "paper" is the published recipe without its faults.
         seed: decides initialisation, order, crops, flips and masks.
         resume: go on from the last saved state of `out`, or start there where there is none.
+        dry_run: print the options and a plan (samples, steps, hours, memory) from a few measured steps; write nothing.
         model: the model.
         mask: the masks.
         data: the tiles.
@@ -200,6 +201,7 @@ class PretrainOptions:
     recipe: Literal["paper"] = "paper"
     seed: int = 0
     resume: bool = False
+    dry_run: bool = False
     model: ModelOptions = field(default_factory=ModelOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
     data: DataOptions = field(default_factory=DataOptions)

@@ -1,7 +1,7 @@
 """The encoder in torchgeo-bench, as its `BenchModel` asks; docs/torchgeo_bench.md has the preset."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,9 +26,8 @@ STAND_INS = ("landsat", "aerial", "planet", "worldview")
 OWN = "bandspec"
 # The files of two data sets of GEO-Bench have other bands under some names; their statistics give them away:
 # m-eurosat has water vapour's numbers where B8A should be, m-brick-kiln colours of 8 bit where B12 should be.
-_EUROSAT = {"red_edge_4": "B09", "water_vapour": "B10", "swir_cirrus": "B11", "swir_1": "B12", "swir_2": "B8A"}
-_BRICK_KILN = {"red_edge_2": "B07", "red_edge_3": "B8A", "nir": "B08", "red_edge_4": "B11", "water_vapour": "B12"}
-_BRICK_KILN |= dict.fromkeys(("swir_cirrus", "swir_1", "swir_2"), SKIPPED)
+_EUROSAT = {"B8A": "B09", "B09": "B10", "B10": "B11", "B11": "B12", "B12": "B8A"}
+_BRICK_KILN = {"B06": "B07", "B07": "B8A", "B8A": "B11", "B09": "B12", "B10": SKIPPED, "B11": SKIPPED, "B12": SKIPPED}
 
 
 class MultiMAEBench(BenchModel):
@@ -85,24 +84,23 @@ class MultiMAEBench(BenchModel):
 def names_of(bands: Sequence[BandSpec]) -> list[str]:
     """The canonical names of channels; "-" for those that no input can have."""
     has_own = any(band.sensor == "s2" for band in bands)
-    renamed = _renamed({band.name: band for band in bands if band.sensor == "s2"})
+    left = STAND_INS if has_own else ()
+    named = [None if band.sensor in left else find_band(_NAMES.get(band.name, band.name)) for band in bands]
+    renamed = _renamed({name: band for name, band in zip(named, bands, strict=True) if name})
     names: list[str] = []
-    for band in bands:
-        name = renamed.get(band.name) if band.sensor == "s2" else None
-        optical = band.sensor == "s2" or (band.sensor in STAND_INS and not has_own)
-        if name is None and (optical or band.sensor in ("s1", "sar", "dem", "elevation")):
-            name = find_band(_NAMES.get(band.name, band.name))
-        names.append(SKIPPED if name is None or name in names else name)
+    for name in named:
+        right = renamed.get(name, name) if name else None
+        names.append(SKIPPED if right is None or right in names else right)
     return names
 
 
-def _renamed(bands: dict[str, BandSpec]) -> dict[str, str]:
+def _renamed(bands: Mapping[str, BandSpec]) -> Mapping[str, str]:
     """What bands are, whose files have others under their names."""
-    if not {*_EUROSAT, "blue"} <= bands.keys():
+    if not {"B02", *_EUROSAT} <= bands.keys():
         return {}
-    if bands["water_vapour"].mean < 100 < bands["swir_cirrus"].mean:
+    if bands["B09"].mean < 100 < bands["B10"].mean:
         return _EUROSAT
-    return _BRICK_KILN if bands["swir_2"].max <= 255 < bands["blue"].max else {}
+    return _BRICK_KILN if bands["B12"].max <= 255 < bands["B02"].max else {}
 
 
 def with_bandspec(config: ModelConfig, bands: Sequence[BandSpec], names: Sequence[str]) -> ModelConfig:

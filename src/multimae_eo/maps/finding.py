@@ -281,7 +281,7 @@ def import_extra(name: str, why: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"{name.split('.')[0]} {why} and is not installed: pip install 'multimae-eo[cube]'."
+            f"{name.split('.')[0]} {why} and is not installed: pip install 'multimae-eo[maps]'."
         ) from error
 
 

@@ -172,9 +172,19 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
 
     source: the data, where they are not those that options.data names (`TorchSource`, for example).
     """
-    check_finetune(options)
     if (options.out / "config.yaml").exists():
         raise ConfigError(f"'{options.out}' holds a run; remove it, or give another --out.")
+    task, data, setup, labels = assemble(options, source)
+    write_options(options, options.out)
+    seconds = fit(task, data)
+    return finish(task, setup, labels, seconds)
+
+
+def assemble(
+    options: FinetuneOptions, source: Labelled | None = None
+) -> tuple[FinetuneTask, LabelledData, Setup, LabelSummary]:
+    """All that a run needs: the task with its model, the loaders, and what is known of data and labels."""
+    check_finetune(options)
     prepare(options.trainer, workers=options.data.workers)
     own = source is None
     source = source or open_source(options.data)
@@ -187,10 +197,7 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
     image = LabelledExamples(setup, "train")[0, 0].batch  # maps are made of tiles of its size
     edge = max(max(r.values.shape[-2:]) * setup.modalities[name].stride for name, r in image.items())
     facts = {"data": content, "image_px": edge, **setup.facts()}
-    lightning_task = FinetuneTask(model, task, options, data.batch_size, facts)
-    write_options(options, options.out)
-    seconds = fit(lightning_task, data)
-    return finish(lightning_task, setup, labels, seconds)
+    return FinetuneTask(model, task, options, data.batch_size, facts), data, setup, labels
 
 
 def fit(task: FinetuneTask, data: LabelledData) -> float:

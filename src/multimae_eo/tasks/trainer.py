@@ -110,12 +110,18 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def as_yaml(options: Any) -> str:
+    """The options of a run, as `--config` takes them."""
+    content = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    content.pop("dry_run", None)  # no property of a run
+    return yaml.safe_dump(content, sort_keys=False)
+
+
 def write_options(options: Any, out: Path) -> None:
     """Keep the options of a run beside what comes of it; `--config OUT/config.yaml` repeats the run."""
-    content = json.loads(json.dumps(dataclasses.asdict(options), default=str))
     writable(out)
     try:
-        (out / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        (out / "config.yaml").write_text(as_yaml(options))
     except OSError as error:
         raise ConfigError(f"'{out}' is no folder that can be written: {error.strerror}.") from error
 
