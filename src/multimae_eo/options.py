@@ -176,7 +176,7 @@ class TrainerOptions:
     save_every: int = 2000
     log_every: int = 50
     panels: int = 3
-    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])  # type: ignore[arg-type]
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
     progress: bool = True
 
 

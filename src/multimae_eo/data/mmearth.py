@@ -54,7 +54,7 @@ def _with_file_statistics(modality: Modality, table: Mapping[str, Any], path: Pa
                     f"deviation {std}; both must be finite, and the deviation positive. Recompute them, or leave "
                     "the modality out."
                 )
-        found[product] = Statistics(*map(tuple, zip(*rows, strict=True)))  # type: ignore[arg-type]
+        found[product] = Statistics(*map(tuple, zip(*rows, strict=True)))
     if not found:
         keys = sorted({a.statistics or "" for b in modality.bands for a in ADDRESSES[b].values()})
         raise StatisticsError(f"'{path}' has no statistics for '{modality.name}': expected {' or '.join(keys)}.")

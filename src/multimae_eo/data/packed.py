@@ -179,7 +179,7 @@ class Packed(Tiles):
             path = self._shard(number)
             # Through a URL a block holds one tile: what comes after it is not what is read next.
             remote = {"block_size": self.record.itemsize} if hasattr(path, "fs") else {"buffering": 0}
-            self._files[number] = path.open("rb", **remote)  # type: ignore[assignment, call-overload]
+            self._files[number] = path.open("rb", **remote)  # type: ignore[call-overload]
         return self._files[number]
 
     def _shard(self, number: int) -> Path:

@@ -63,7 +63,7 @@ class _Hub(PyTorchModelHubMixin, library_name="multimae-eo", paper_url=PAPER):
             directory = Path(found)
         model = cls._built(directory)
         model.extra = read_content(directory).get("extra", {})
-        return model.to(map_location)  # type: ignore[attr-defined, no-any-return]
+        return model.to(map_location)  # type: ignore[attr-defined]
 
     def generate_model_card(
         self, *, data: str | None = None, license: str | None = None, limits: str | None = None

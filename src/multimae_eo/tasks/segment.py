@@ -20,7 +20,7 @@ class Segmentation:
     def __init__(self, num_classes: int, *, label_smoothing: float = 0.0, dice: float = 0.0):
         self.num_classes, self.label_smoothing, self.dice = num_classes, label_smoothing, dice
         self._jaccard = {
-            average: MulticlassJaccardIndex(num_classes, average=average, validate_args=False)  # type: ignore[arg-type]
+            average: MulticlassJaccardIndex(num_classes, average=average, validate_args=False)
             for average in ("macro", "none")
         }
         self._accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)

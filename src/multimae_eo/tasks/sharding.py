@@ -3,8 +3,6 @@
 Source: Zhao et al., "PyTorch FSDP", VLDB 2023; docs of torch.distributed.fsdp.fully_shard.
 """
 
-from typing import cast
-
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
@@ -63,4 +61,4 @@ def whole(model: MultiMAE) -> MultiMAE:
         return model
     copy = MultiMAE(model.config).to(device)
     copy.load_state_dict(state)
-    return cast(MultiMAE, copy.train(model.training))
+    return copy.train(model.training)
