@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH ?= torch
 BIN = $(VENV)/bin
 
-.PHONY: install demo test slow lint docs bench clean
+.PHONY: install demo test slow lint docs build core integrations lowest bench clean
 
 install: $(VENV)/.installed
 
@@ -30,10 +30,58 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/typed_user.py
 
 docs: install
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/mkdocs build --strict --quiet
+
+# Wheel and source archive, as they would be published.
+build: install
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py dist
+
+# The wheel alone, with torch and nothing else.
+core: build
+	rm -rf $(VENV)-core
+	$(PYTHON) -m venv $(VENV)-core
+	$(VENV)-core/bin/python -m pip install --quiet "$(TORCH)" dist/*.whl
+	cd dist && ../$(VENV)-core/bin/python ../tests/minimal/check_core.py
+	rm -rf $(VENV)-core
+
+# TerraTorch and TorchGeo need the plain build of torch, and the newest of each cannot be installed together.
+# TorchGeo's newest and torchgeo-bench need Python 3.12 or newer.
+NEWER ?= $(shell .ci/python 3.13 3.12)
+$(VENV)-terratorch/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-terratorch
+	$(VENV)-terratorch/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-terratorch/bin/python -m pip install --quiet --editable ".[terratorch,train,maps]" torchgeo pytest pytest-timeout
+	touch $@
+
+$(VENV)-torchgeo/.installed: pyproject.toml
+	$(NEWER) -m venv $(VENV)-torchgeo
+	$(VENV)-torchgeo/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-torchgeo/bin/python -m pip install --quiet --editable ".[torchgeo,train,maps,export]" torchgeo-bench pytest pytest-timeout hypothesis
+	touch $@
+
+WITH_CORE = tests/integrations tests/test_inputs.py tests/test_model.py tests/test_golden.py tests/test_checkpoint.py tests/test_codecs.py tests/test_masking.py tests/test_heads.py
+integrations: integrations-terratorch integrations-torchgeo
+integrations-terratorch: $(VENV)-terratorch/.installed
+	$(VENV)-terratorch/bin/python -m pytest tests/integrations --durations=5
+integrations-torchgeo: $(VENV)-torchgeo/.installed
+	$(VENV)-torchgeo/bin/python -m pytest $(WITH_CORE) --durations=5
+
+# The lowest versions that pyproject.toml allows, of what the core needs.
+LOWEST ?= $(shell .ci/python 3.12 3.11)
+lowest:
+	rm -rf $(VENV)-lowest
+	$(LOWEST) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet $$($(LOWEST) .ci/lowest.py) pytest pytest-timeout hypothesis
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)-lowest/bin/python -m pytest $(filter-out tests/integrations,$(WITH_CORE)) tests/integrations/test_hub.py --durations=5
+	rm -rf $(VENV)-lowest
 
 # The rivals need the plain build of torch, so the benchmarks have an environment of their own.
 $(VENV)-bench/.installed: pyproject.toml
@@ -51,4 +99,4 @@ bench: $(VENV)-bench/.installed
 	$(BENCH) benchmarks/write_tables.py runs/bench docs/performance.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench site
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-core $(VENV)-lowest $(VENV)-terratorch $(VENV)-torchgeo site dist

@@ -52,7 +52,7 @@ def test_config_json_describes_bands_units_classes_and_statistics(model, tmp_pat
 
 def test_loading_is_strict_and_names_what_does_not_fit(model, tmp_path):
     path = checkpoint.save(model, tmp_path / "a") / "model.safetensors"
-    good = load_file(path)
+    good = {name: tensor.clone() for name, tensor in load_file(path).items()}  # the file is written over
     name = "encoder.blocks.0.attn.qkv.weight"
     spoiled = {
         f"'{name}' is missing": {n: t for n, t in good.items() if n != name},

@@ -99,14 +99,21 @@ def save(
 
 
 def write_files(model: MultiMAE | Predictor | Encoder, folder: Path, *, extra: Mapping[str, Any] | None) -> None:
-    """Write the files of a checkpoint into a folder that exists."""
+    """Write the files of a checkpoint into a folder that exists, replacing those that are there."""
     content = {"format": FORMAT, "model": to_json(model.config), "extra": dict(extra or {})}
     if isinstance(model, Predictor):
         content["task"] = dataclasses.asdict(model.task)
     prefix = ENCODER if isinstance(model, Encoder) else ""
     tensors = {prefix + name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+    partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in (WEIGHTS, CONFIG)}
+    try:  # beside, as the model's own weights may be mapped from the file that is replaced
+        safetensors.torch.save_file(tensors, partial[WEIGHTS], metadata={"format": "pt"})
+        partial[CONFIG].write_text(json.dumps(content, indent=1) + "\n")
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
 
 
 def locate(name: str | os.PathLike[str]) -> Path:

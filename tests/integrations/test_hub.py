@@ -140,6 +140,14 @@ def test_the_code_of_the_card_runs(kind, tmp_path):
     exec(compile(code, "card", "exec"), {"images": torch.randint(200, 3000, (1, 3, 16, 16))})
 
 
+def test_a_model_is_saved_over_the_files_that_it_was_loaded_from(tmp_path):
+    make(HubEncoder).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    HubEncoder.from_pretrained(tmp_path).save_pretrained(tmp_path)  # its weights are mapped from the file
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_an_existing_readme_is_kept_and_other_files_too(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")

@@ -48,6 +48,7 @@ class _Hub(PyTorchModelHubMixin, library_name="multimae-eo", paper_url=PAPER):
         local_files_only: bool,
         token: str | bool | None,
         map_location: str = "cpu",
+        **of_older_hubs: object,  # before its version 1, two more that change nothing here
     ) -> Self:
         directory = Path(model_id)
         if not directory.is_dir():
