@@ -51,8 +51,13 @@ def agree(ours, theirs):
         assert (a - b).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("fields", [{}, {"positions": "fixed_pitch"}], ids=["resized", "fixed pitch"])
-@pytest.mark.parametrize("size", [None, 64])
+FIXED = {"positions": "fixed_pitch"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [({}, None), *(pytest.param(f, s, marks=pytest.mark.slow) for f, s in (({}, 64), (FIXED, None), (FIXED, 64)))],
+)
 def test_torch_export(tmp_path, fields, size):
     program = program_of(pretrained(tmp_path, **fields), INPUTS, product="L2A", image_size=size)
     path = export(program, tmp_path / "model.pt2")
@@ -68,6 +73,7 @@ def test_torch_export(tmp_path, fields, size):
     agree((seen.mean(), seen.places()), program(*given))
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_as_a_program(tmp_path):
     program = program_of(finetuned(tmp_path))
     assert program.image_size == 32  # images of 30 px, padded

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,9 @@ def export(program: Program, out: str | os.PathLike[str]) -> Path:
     out = Path(out)
     if out.suffix not in FORMATS:
         raise ConfigError(f"out '{out}': expected a name that ends in {' or '.join(FORMATS)}.")
+    if out.suffix == ".onnx":
+        for needed in ("onnx", "onnxscript"):
+            import_module(needed)  # now rather than after the minute that tracing may take
     partial = out.with_name(f".{out.stem}.partial-{os.getpid()}{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class _Hub(PyTorchModelHubMixin, library_name="multimae-eo", paper_url=PAPER):
         write_files(self, save_directory, extra=self.extra)  # type: ignore[arg-type]
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls,
         *,
         model_id: str,
