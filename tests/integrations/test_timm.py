@@ -8,6 +8,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, in versio
 
 from multimae_eo import MODALITIES, MultiMAE, Raster, save, sized  # noqa: E402
 from multimae_eo.errors import CheckpointError, ConfigError, UnknownNameError  # noqa: E402
+from multimae_eo.integrations.backbone import Stated  # noqa: E402
 from multimae_eo.integrations.timm import TimmEncoder, standardised, timm_vit  # noqa: E402
 
 BANDS = ["B02", "B03", "B04", "B08", "B8A"]
@@ -76,7 +77,7 @@ def test_intermediates_and_feature_info():
 
 def test_modalities_side_by_side():
     torch.manual_seed(0)
-    vit = TimmEncoder(MultiMAE(sized("demo")).encoder, **L2A, merge="concat", num_classes=2)
+    vit = TimmEncoder(MultiMAE(sized("demo")).encoder, Stated(**L2A), merge="concat", num_classes=2)
     assert vit.inputs == ("rgb", "nir")
     assert vit.num_features == 192
     assert vit.forward_features(images()).shape == (2, 65, 192)

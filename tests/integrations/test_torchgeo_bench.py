@@ -73,7 +73,7 @@ def test_what_is_fed_is_standardised_by_the_data_set(bench):
 
     bands = get_bench_dataset_class("m-bigearthnet").bands
     model = MultiMAEBench(bands, checkpoint="runs/demo/checkpoint")
-    batch = model.backbone.encoder.read(images(bands), **model.backbone.stated)
+    batch = model.backbone.encoder.read(images(bands), **vars(model.backbone.stated))
     for name in ("rgb", "nir", "swir", "red_edge"):
         numbers = model.backbone.encoder.tokenizers[name].codec.encode(batch[name]).values
         assert abs(float(numbers.mean())) < 0.05

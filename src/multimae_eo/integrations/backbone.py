@@ -1,7 +1,8 @@
 """An encoder as other libraries want one: images of named bands and any size in, maps of features out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +20,44 @@ Merge = Literal["mean", "concat"]
 Bands = Sequence[str] | Mapping[str, Sequence[str]]
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What is said of images that they do not say themselves; each as of `inputs.read_images`."""
+
+    bands: Bands | None = None
+    units: Units | None = None
+    product: str | Sequence[str] | None = None
+    nodata: float | None = 0
+    offset: float = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", spelt(self.bands))
+
+    @property
+    def names(self) -> list[str] | None:
+        """The canonical names of the bands, of all keys; None where the images name them."""
+        if self.bands is None:
+            return None
+        names = [n for own in self.bands.values() for n in own] if isinstance(self.bands, Mapping) else self.bands
+        return [canonical_band(name) for name in names if name != SKIPPED]
+
+
 class Backbone(nn.Module):
     """An encoder with all that it needs to know of the images it will be given.
 
-    bands, units, product, nodata, offset: as of `inputs.read_images`. Whether values are of their unit is judged on the
-    first images only, as it waits for the device.
+    Whether their values can be of their unit is judged on the first images only, as it waits for the device.
     merge: how the modalities become one map: their mean where they are valid, or side by side in the model's order,
     with 0 where one is missing.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        bands: Bands | None = None,
-        units: Units | None = None,
-        product: str | Sequence[str] | None = None,
-        nodata: float | None = 0,
-        offset: float = 0,
-        merge: Merge = "mean",
-    ):
+    def __init__(self, encoder: Encoder, stated: Stated, *, merge: Merge = "mean"):
         super().__init__()
         if merge not in ("mean", "concat"):
             raise UnknownNameError("merge", merge, ("mean", "concat"))
-        self.encoder, self.merge, self.judged = encoder, merge, False
+        self.encoder, self.stated, self.merge, self.judged = encoder, stated, merge, False
         self.patch_size = encoder.config.patch_size
-        self.stated: dict[str, Any] = {"bands": spelt(bands), "units": units, "product": product}
-        self.stated |= {"nodata": nodata, "offset": offset}
         named = {name: encoder.config.modalities[name] for name in encoder.config.input_modalities}
-        self.inputs = tuple(named) if bands is None else fed_by(names_of(self.stated["bands"]), named)
+        self.inputs = tuple(named) if stated.names is None else fed_by(stated.names, named)
 
     @property
     def channels(self) -> int:
@@ -56,7 +66,7 @@ class Backbone(nn.Module):
 
     def see_after(self, images: object, blocks: Iterable[int]) -> list[Seen]:
         """What the encoder has seen after some blocks; sizes that the patch does not divide are padded as invalid."""
-        batch = self.encoder.read(images, **self.stated, judge=not self.judged)
+        batch = self.encoder.read(images, **vars(self.stated), judge=not self.judged)
         self.judged = True
         strides = {name: self.encoder.config.modalities[name].stride for name in batch}
         return self.encoder.see_after(pad(batch, strides=strides, multiple=self.patch_size), blocks)
@@ -105,12 +115,6 @@ def spelt(bands: Bands | None) -> Bands | None:
     if isinstance(bands, Mapping):
         return {key: [str(getattr(name, "value", name)) for name in names] for key, names in bands.items()}
     return None if bands is None else [str(getattr(name, "value", name)) for name in bands]
-
-
-def names_of(bands: Bands) -> list[str]:
-    """The canonical names of bands, of all keys."""
-    names = [name for own in bands.values() for name in own] if isinstance(bands, Mapping) else bands
-    return [canonical_band(name) for name in names if name != SKIPPED]
 
 
 def keys_of(names: Iterable[str]) -> dict[str, list[str]]:

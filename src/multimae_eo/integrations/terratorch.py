@@ -13,7 +13,7 @@ from multimae_eo.config import SIZES
 from multimae_eo.encoder import Encoder
 from multimae_eo.errors import ConfigError
 from multimae_eo.inputs import Units
-from multimae_eo.integrations.backbone import Backbone, Bands, Merge, encoder_of, keys_of
+from multimae_eo.integrations.backbone import Backbone, Bands, Merge, Stated, encoder_of, keys_of
 
 
 class Register(Callback):
@@ -30,16 +30,12 @@ class TerraTorchBackbone(Backbone):
     def __init__(
         self,
         encoder: Encoder,
+        stated: Stated,
         *,
-        bands: Bands | None = None,
-        units: Units | None = None,
-        product: str | Sequence[str] | None = None,
-        nodata: float | None = 0,
-        offset: float = 0,
         merge: Merge = "mean",
         out_indices: Sequence[int] | None = None,
     ):
-        super().__init__(encoder, bands=bands, units=units, product=product, nodata=nodata, offset=offset, merge=merge)
+        super().__init__(encoder, stated, merge=merge)
         depth = encoder.config.depth
         taken = [i % depth for i in out_indices or range(depth) if -depth <= i < depth]
         if len(taken) != len(out_indices or range(depth)) or taken != sorted(set(taken)):
@@ -72,16 +68,9 @@ def _register(name: str, size: str | None) -> None:
     ) -> TerraTorchBackbone:
         if bands is not None and modalities is not None:
             raise ConfigError("bands and modalities are both given; modalities is for images of several keys.")
-        return TerraTorchBackbone(
-            encoder_of(size, checkpoint, pretrained=pretrained, drop_path=drop_path_rate),
-            bands=bands if modalities is None else keys_of(modalities),
-            units=units,
-            product=product,
-            nodata=nodata,
-            offset=offset,
-            merge=merge,
-            out_indices=out_indices,
-        )
+        encoder = encoder_of(size, checkpoint, pretrained=pretrained, drop_path=drop_path_rate)
+        stated = Stated(bands if modalities is None else keys_of(modalities), units, product, nodata, offset)
+        return TerraTorchBackbone(encoder, stated, merge=merge, out_indices=out_indices)
 
     build.__name__ = name
     globals()[name] = TERRATORCH_BACKBONE_REGISTRY.register(build)

@@ -14,7 +14,7 @@ from multimae_eo.config import SIZES
 from multimae_eo.encoder import Encoder, Tokenizer
 from multimae_eo.errors import ConfigError, UnknownNameError
 from multimae_eo.inputs import Units
-from multimae_eo.integrations.backbone import Backbone, Bands, Merge, encoder_of
+from multimae_eo.integrations.backbone import Backbone, Bands, Merge, Stated, encoder_of
 from multimae_eo.layers import NORM_EPS
 from multimae_eo.raster import Raster
 from multimae_eo.shapes import Float
@@ -30,18 +30,13 @@ class TimmEncoder(Backbone):
     def __init__(
         self,
         encoder: Encoder,
+        stated: Stated,
         *,
-        bands: Bands | None = None,
-        units: Units | None = None,
-        product: str | Sequence[str] | None = None,
-        nodata: float | None = 0,
-        offset: float = 0,
         merge: Merge = "mean",
         num_classes: int = 0,
         global_pool: str = "avg",
     ):
-        stated: dict[str, Any] = {"bands": bands, "units": units, "product": product, "nodata": nodata}
-        super().__init__(encoder, **stated, offset=offset, merge=merge)
+        super().__init__(encoder, stated, merge=merge)
         config = encoder.config
         self.num_features = self.embed_dim = self.head_hidden_size = self.channels
         self.num_prefix_tokens = config.num_global_tokens
@@ -225,9 +220,7 @@ def _register(size: str) -> None:
         cache_dir: object = None,
     ) -> TimmEncoder:
         encoder = encoder_of(size, checkpoint, pretrained=pretrained, drop_path=drop_path_rate)
-        return TimmEncoder(
-            encoder, bands=bands, units=units, product=product, num_classes=num_classes, global_pool=global_pool
-        )
+        return TimmEncoder(encoder, Stated(bands, units, product), num_classes=num_classes, global_pool=global_pool)
 
     build.__name__ = f"multimae_eo_{size}"
     build.__doc__ = f"The encoder of size {size}: `timm.create_model('{build.__name__}', checkpoint=..., bands=...)`."

@@ -13,7 +13,7 @@ from multimae_eo.config import ModelConfig, SizeName
 from multimae_eo.data.layout import ADDRESSES, valid_pixels
 from multimae_eo.errors import BatchError, DataError
 from multimae_eo.inputs import Units, read_images
-from multimae_eo.integrations.backbone import Bands, Merge, encoder_of, spelt
+from multimae_eo.integrations.backbone import Bands, Merge, Stated, encoder_of
 from multimae_eo.integrations.timm import TimmEncoder
 from multimae_eo.modalities import Categorical
 from multimae_eo.raster import Batch, Majority, Raster
@@ -39,7 +39,7 @@ def multimae_eo(
     of `inputs.read_images`. Raises CheckpointError.
     """
     encoder = encoder_of(size, weights, pretrained=False, drop_path=drop_path_rate)
-    return TimmEncoder(encoder, bands=bands, units=units, product=product, merge=merge, num_classes=num_classes)
+    return TimmEncoder(encoder, Stated(bands, units, product), merge=merge, num_classes=num_classes)
 
 
 class ToRasters:
@@ -62,13 +62,12 @@ class ToRasters:
         image: str = "image",
     ):
         self.config, self.image = config, image
-        self.stated: dict[str, Any] = {"bands": spelt(bands), "units": units, "product": product}
-        self.stated |= {"nodata": nodata, "offset": offset}
+        self.stated = Stated(bands, units, product, nodata, offset)
 
     def __call__(self, sample: Mapping[str, Any]) -> Batch:
         """A sample, or a batch as `stack_samples` or the default collation makes one -> {modality: [b, c, h, w]}."""
         if self.image in sample:
-            return read_images(sample[self.image], self.config, **self.stated)
+            return read_images(sample[self.image], self.config, **vars(self.stated))
         if found := _of_mmearth(sample, self.config):
             return found
         raise BatchError(f"the sample has no '{self.image}'; it has {', '.join(map(str, sample))}.")

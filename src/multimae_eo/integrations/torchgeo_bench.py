@@ -15,7 +15,7 @@ from multimae_eo.data.labelled import Description, with_own_statistics
 from multimae_eo.encoder import Encoder
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.inputs import SKIPPED
-from multimae_eo.integrations.backbone import Backbone
+from multimae_eo.integrations.backbone import Backbone, Stated
 from multimae_eo.modalities import find_band
 
 # Names of torchgeo-bench that are not among our bands' own.
@@ -63,7 +63,7 @@ class MultiMAEBench(BenchModel):
             config = with_bandspec(config, bands, names)
         encoder = Encoder(config) if checkpoint is None else load(checkpoint, config)
         product = OWN if statistics == "dataset" else statistics
-        self.backbone = Backbone(encoder, bands=names, units="dn", product=product)
+        self.backbone = Backbone(encoder, Stated(names, "dn", product))
         if not self.backbone.inputs:
             raise ConfigError(f"the data set has no bands of any input: {', '.join(b.name for b in bands)}.")
         self.features = nn.ModuleList(nn.Identity() for _ in encoder.blocks)
