@@ -38,6 +38,7 @@ LEVELS = (
     ("options.py",),
     ("finetune_options.py",),
     ("raster.py",),
+    ("units.py",),
     ("inputs.py",),
     ("codecs.py",),
     ("layers.py", "masking.py"),

@@ -99,7 +99,8 @@ def test_a_plan_finds_the_mistakes_that_a_run_would(folder, capsys):
     [
         ("export runs/demo/checkpoint --out m.onnx --product L2A --inputs rgb", "onnxscript", "export"),
         ("pretrain --data.root x", "lightning", "train"),
-        ("embed runs/demo/checkpoint --source s2=x.tif", "rasterio", "maps"),
+        ("embed runs/demo/checkpoint --source s2=x.tif", "matplotlib", "maps"),
+        ("geobench --checkpoint runs/demo/checkpoint --data-root x", "h5py", "train"),
         ("completion bash", "shtab", "completion"),
     ],
 )

@@ -10,8 +10,9 @@ from batches import demo_config
 import multimae_eo
 from multimae_eo import MultiMAE, Raster
 from multimae_eo.errors import BatchError, ConfigError, DataError, SizeError, UnknownNameError
-from multimae_eo.inputs import UnusedBandsWarning, looks_like, read_images
+from multimae_eo.inputs import UnusedBandsWarning, read_images
 from multimae_eo.modalities import IMAGE_KEYS, MODALITIES
+from multimae_eo.units import looks_like
 
 RGB = ["B04", "B03", "B02"]
 CONFIG = demo_config()
@@ -84,6 +85,8 @@ def test_keys_of_terramesh():
         own = [names.index(band) for band in MODALITIES[name].bands]
         assert np.array_equal(batch[name].values.numpy(), keys["S2L2A"][:, own].astype(np.float32))
         assert batch[name].product.tolist() == [1, 1]  # the key says L2A
+    some = read_images({"S2L2A": images(3)}, CONFIG, bands={"S2L2A": RGB}, units="dn")
+    assert some["rgb"].product.tolist() == [1, 1]
     sar = demo_config(inputs=("sar",), targets=("sar",))
     with pytest.raises(ConfigError, match=r"product of sar is not stated.*descending"):
         read_images({"S1RTC": keys["S1RTC"]}, sar)

@@ -32,10 +32,21 @@ def _completion(options: CompletionOptions) -> None:
 
 ALL = {**COMMANDS, "completion": (CompletionOptions, _completion)}
 
-# What a command may lack, and the extra that brings it.
-EXTRAS = {"h5py": "data", "isal": "data", "rasterio": "maps", "lightning": "train", "torchmetrics": "train"}
-EXTRAS |= {"sklearn": "train", "matplotlib": "train", "tqdm": "maps", "upath": "remote", "shtab": "completion"}
-EXTRAS |= {"onnx": "export", "onnxscript": "export"}
+# The extra that brings what a command may lack: of some packages one of their own, else that of the command.
+EXTRAS = {"upath": "remote", "shtab": "completion", "onnx": "export", "onnxscript": "export"}
+_NEEDS = {"maps": ("predict", "embed", "fill", "import"), "data": ("pack", "synthesize")}
+_OTHERS = {"h5py": "data", "isal": "data", "rasterio": "maps", "tqdm": "maps", "matplotlib": "train"}
+
+
+def extra_for(command: str, module: str) -> str | None:
+    """The extra to install where a command lacks a module; None for a module that is nobody's."""
+    known = {*EXTRAS, *_OTHERS, "lightning", "torchmetrics", "sklearn"}
+    if module not in known:
+        return None
+    own = next((extra for extra, commands in _NEEDS.items() if command in commands), "train")
+    if command in ("inspect", "synthesize") and module in _OTHERS:  # what these need depends on what they are given
+        own = _OTHERS[module]
+    return EXTRAS.get(module, own)
 
 
 class Parser(ArgumentParser):
@@ -127,10 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {reason(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").split(".")[0])
+        module = (error.name or "").split(".")[0]
+        extra = extra_for(name, module)
         if extra is None:
             raise
-        need = f"{name} needs {error.name}, which is not installed: pip install 'multimae-eo[{extra}]'."
+        need = f"{name} needs {module}, which is not installed: pip install 'multimae-eo[{extra}]'."
         print(f"error: {need}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as error:

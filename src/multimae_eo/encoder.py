@@ -181,7 +181,7 @@ class Encoder(nn.Module):
         units: Units | None = None,
         product: str | Sequence[str] | None = None,
         nodata: float | None = 0,
-        offset: float = 0,
+        offset: int | float = 0,
         judge: bool = True,
     ) -> Batch:
         """Arrays of named bands as a batch on the encoder's device (see `read_images`); a batch stays as it is."""

@@ -21,6 +21,7 @@ from multimae_eo.modalities import (
     find_band,
 )
 from multimae_eo.raster import Batch, Majority, Raster, by_modality
+from multimae_eo.units import EIGHT_BIT, looks_like
 
 Units = Literal["dn", "reflectance"]
 # What a number of each unit is in reflectance x 10000.
@@ -100,27 +101,6 @@ def read_images(
     return {name: Raster(*(t.to(device) for t in raster)) for name, raster in batch.items()}
 
 
-def looks_like(modality: Modality, values: np.ndarray) -> str | None:
-    """What valid values are rather than numbers in the modality's unit, or known codes; None where they fit.
-
-    values: of any shape, not empty.
-    """
-    if isinstance(modality, Categorical):
-        strange = sorted({int(c) for c in np.unique(values)} - set(modality.codes))
-        return f"codes without a meaning here ({', '.join(map(str, strange[:8]))})" if strange else None
-    low, high = float(values.min()), float(values.max())
-    if modality.unit == REFLECTANCE:
-        if high <= 2 and low > -0.5:
-            return "reflectance"
-        if low < 0 and high < 50:
-            return "standardised numbers"
-        eight_bit = values.dtype == np.uint8 or (high == 255 and np.mean(values == 255) > 1e-3 and low >= 0)
-        return "8-bit numbers" if eight_bit else ("none of this unit" if high > 65535 else None)
-    if modality.unit == "dB":
-        return "linear power" if low >= 0 else ("none of this unit" if low < -100 else None)
-    return "none of this unit" if low < -1000 or high > 9500 else None
-
-
 def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Channel]:
     """Every band that is given, by its canonical name."""
     if hasattr(images, "data_vars"):  # an xarray Dataset: its variables are the keys
@@ -134,7 +114,8 @@ def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Chan
     for key, value in images.items():
         stated = bands.get(key) if isinstance(bands, Mapping) else None
         array, own = _array(value, stated)
-        names, product = (own, None) if own is not None else _names(str(key), array, config)
+        _, product = IMAGE_KEYS.get(str(key).upper(), ((), None))
+        names = _names(str(key), array, config) if own is None else own
         for band, channel in _split(array, names, product, f"'{key}'").items():
             if band in found:
                 raise ConfigError(f"'{key}' gives {band}, which another of the images has given; give each band once.")
@@ -165,19 +146,19 @@ def _array(value: Any, names: list[str] | None) -> tuple[Tensor, list[str] | Non
     return value, names
 
 
-def _names(key: str, array: Tensor, config: ModelConfig) -> tuple[list[str], str | None]:
-    """The bands that a key stands for, and the product that it names."""
+def _names(key: str, array: Tensor, config: ModelConfig) -> list[str]:
+    """The bands that a key stands for."""
     number = array.shape[-3] if array.ndim > 2 else 1
     modality = config.modalities.get(key) or MODALITIES.get(key)
     if modality is not None and (number == len(modality.bands) or len(modality.bands) == 1):
-        return list(modality.bands), None
+        return list(modality.bands)
     if key.upper() in IMAGE_KEYS:
-        names, product = IMAGE_KEYS[key.upper()]
+        names, _ = IMAGE_KEYS[key.upper()]
         if number != len(names) > 1:
             raise BatchError(f"'{key}' has {number} bands; expected {len(names)}: {' '.join(names)}. Or pass bands.")
-        return list(names), product
+        return list(names)
     if find_band(key) is not None:
-        return [key], None
+        return [key]
     if modality is not None:
         raise BatchError(f"'{key}' has {number} bands; expected {len(modality.bands)}: {' '.join(modality.bands)}.")
     raise UnknownNameError("key of the images", key, [*config.modalities, *IMAGE_KEYS, *config.bands])
@@ -264,7 +245,7 @@ def _remedy(guess: str) -> str:
         "reflectance": "Pass units='reflectance'.",
         "dn (reflectance x 10000)": "Pass units='dn'.",
         "standardised numbers": "Pass images as they were measured: the model standardises them itself.",
-        "8-bit numbers": "Take the image before it was stretched to colours.",
+        EIGHT_BIT: "Take the image before it was stretched to colours.",
         "linear power": "Convert it: 10 log10(x).",
     }
     return " " + remedies.get(guess, "Set values without a meaning to NaN.")

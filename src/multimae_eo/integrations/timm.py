@@ -212,6 +212,8 @@ def _register(size: str) -> None:
         bands: Bands | None = None,
         units: Units | None = None,
         product: str | Sequence[str] | None = None,
+        nodata: float | None = 0,
+        offset: float = 0,
         num_classes: int = 0,
         global_pool: str = "avg",
         drop_path_rate: float = 0.0,
@@ -220,7 +222,8 @@ def _register(size: str) -> None:
         cache_dir: object = None,
     ) -> TimmEncoder:
         encoder = encoder_of(size, checkpoint, pretrained=pretrained, drop_path=drop_path_rate)
-        return TimmEncoder(encoder, Stated(bands, units, product), num_classes=num_classes, global_pool=global_pool)
+        stated = Stated(bands, units, product, nodata, offset)
+        return TimmEncoder(encoder, stated, num_classes=num_classes, global_pool=global_pool)
 
     build.__name__ = f"multimae_eo_{size}"
     build.__doc__ = f"The encoder of size {size}: `timm.create_model('{build.__name__}', checkpoint=..., bands=...)`."

@@ -29,17 +29,19 @@ def multimae_eo(
     bands: Bands | None = None,
     units: Units | None = None,
     product: str | Sequence[str] | None = None,
+    nodata: float | None = 0,
+    offset: float = 0,
     merge: Merge = "mean",
     num_classes: int = 0,
     drop_path_rate: float = 0.0,
 ) -> TimmEncoder:
     """An encoder, as the model functions of TorchGeo give one; it has the methods of timm's (integrations/timm.py).
 
-    weights: a checkpoint directory or Hub id; None and a size: random weights. bands, units, product: of its images, as
-    of `inputs.read_images`. Raises CheckpointError.
+    weights: a checkpoint directory or Hub id; None and a size: random weights. bands, units, product, nodata, offset:
+    of its images, as of `inputs.read_images`. Raises CheckpointError.
     """
     encoder = encoder_of(size, weights, pretrained=False, drop_path=drop_path_rate)
-    return TimmEncoder(encoder, Stated(bands, units, product), merge=merge, num_classes=num_classes)
+    return TimmEncoder(encoder, Stated(bands, units, product, nodata, offset), merge=merge, num_classes=num_classes)
 
 
 class ToRasters:

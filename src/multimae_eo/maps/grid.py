@@ -23,15 +23,15 @@ def grid_of(founds: Sequence[Found], options: GridOptions, wanted: Iterable[str]
         if grid.crs is None or not is_metric(grid):
             raise GridError(f"'{options.like}': expected a north-up grid of 10 m, got {grid.describe()}.")
     else:
-        native = [g for found in founds for g in _grids(found, wanted)]
+        native = [g for found in founds for g in grids_of(found, wanted)]
         grid = next((g for g in native if is_metric(g)), None) or _warped(native[0], None)
         if options.crs is not None:
             grid = _warped(grid, _parsed(options.crs))
     return grid if options.bounds is None else _cropped(grid, options.bounds)
 
 
-def _grids(found: Found, wanted: Iterable[str]) -> list[Grid]:
-    """The grids that the bands of a source lie on."""
+def grids_of(found: Found, wanted: Iterable[str]) -> list[Grid]:
+    """The grids that some bands of a source lie on; raises GridError where it does not say where it lies."""
     if found.cube is not None:
         return [_cube_grid(found)]
     grids = []
@@ -113,7 +113,7 @@ def _cropped(grid: Grid, bounds: Sequence[float]) -> Grid:
 def overlap(found: Found, grid: Grid) -> Window:
     """Where a source lies on the grid, the smallest part of its bands; raises GridError where it lies beside it."""
     parts = []
-    for own in _grids(found, list(found.places)):
+    for own in grids_of(found, list(found.places)):
         try:
             left, bottom, right, top = transform_bounds(own.crs, grid.crs, *_outline(own))
         except (rasterio.errors.RasterioError, ValueError):  # too far away for the grid's reference system

@@ -8,17 +8,30 @@ import numpy as np
 
 from multimae_eo.data.geotiff_baseline import OFFSET, Decision, Survey, decide, stated_baseline
 from multimae_eo.data.geotiff_source import Grid
+from multimae_eo.data.layout import SENTINEL2_CHANNELS
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.maps.finding import Found, Place, look
 from multimae_eo.maps.grid import grid_of, overlap
 from multimae_eo.maps.layers import Band, CubeLayer, Damage, FileLayer, ItemLayer, Layer, Window
 from multimae_eo.maps.options import GridOptions, SourceOptions
 from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical, Modality
+from multimae_eo.units import EIGHT_BIT, looks_like
 
 # Sen2Cor's scene classes: no data, defective, cloud shadow, clouds of medium and high probability, cirrus.
 CLOUDS = (0, 1, 3, 8, 9, 10)
 SCENE_CLASSES = "SCL"
-_MODALITY_OF: Mapping[str, Modality] = {band: m for m in MODALITIES.values() for band in m.bands}
+# The bands of Sentinel-2 that no modality takes have the unit of those that one does.
+MODALITY_OF: Mapping[str, Modality] = {
+    **dict.fromkeys(SENTINEL2_CHANNELS, next(m for m in MODALITIES.values() if m.unit == REFLECTANCE)),
+    **{band: m for m in MODALITIES.values() for band in m.bands},
+}
+_REMEDIES = {
+    "reflectance": "Set {key}.scale 10000.",
+    "linear power": "Take 10 log10 of it.",
+    "none of this unit": "Set {key}.nodata or {key}.scale.",
+    "standardised numbers": "Give them as they were measured: the model standardises them itself.",
+    EIGHT_BIT: "Only a model that was trained on such numbers can take them.",
+}
 
 
 @dataclass
@@ -44,7 +57,7 @@ class Source:
             values, valid = values[:-1], valid[:-1] & ~clouds
         options = self.found.options
         for i, band in enumerate(self.bands):
-            modality = _MODALITY_OF[band]
+            modality = MODALITY_OF[band]
             if isinstance(modality, Categorical):
                 self._classes(values[i], valid[i], options.classes)
                 continue
@@ -159,7 +172,7 @@ def open_scene(
     return scene
 
 
-def _stated(found: Found, band: str) -> tuple[float, float]:
+def stated_of(found: Found, band: str) -> tuple[float, float]:
     """Scale and offset that a file states for a band; of reflectance from 0 to 1, those to reflectance x 10000.
 
     An offset of reflectance is that of the processing baseline, unless the options say whether it is in the values.
@@ -167,7 +180,7 @@ def _stated(found: Found, band: str) -> tuple[float, float]:
     place, options = found.places[band], found.options
     if options.scale is not None:
         return 1.0, 0.0
-    if _MODALITY_OF[band].unit != REFLECTANCE or place.scale > 0.01:
+    if MODALITY_OF[band].unit != REFLECTANCE or place.scale > 0.01:
         return place.scale, place.offset
     if options.baseline != "auto":
         return 10_000 * place.scale, 0.0
@@ -179,32 +192,42 @@ def _stated(found: Found, band: str) -> tuple[float, float]:
 def _source(found: Found, names: Sequence[str], grid: Grid, part: Window, damage: Damage, notes: list[str]) -> Source:
     """A source on the grid; part: where it lies on it, in which its values are looked at."""
     options = found.options
-    bands = [_band(name, found.places[name], options) for name in names]
     mask, masked = _mask(found)
-    if found.item is not None:
-        layer: Layer = ItemLayer([*bands, *mask], found.item, grid, damage)
-    elif found.cube is not None:
-        layer = CubeLayer([*bands, *mask], found.cube, grid, damage, options.path)
-    else:
-        layer = FileLayer([*bands, *mask], grid, damage)
+    layer = layer_of(found, names, grid, damage, mask)
     if SCENE_CLASSES in found.places and not masked:
         notes.append(f"{found.says} has scene classes; --source.{found.name}.mask {SCENE_CLASSES} leaves clouds out.")
-    stated = tuple(_stated(found, name) for name in names)
+    stated = tuple(stated_of(found, name) for name in names)
     source = Source(found, layer, tuple(names), masked, stated=stated)
     sample = [source.read(window) for window in spread_windows(part)]
     values, valid = (np.stack(part, axis=1) for part in zip(*sample, strict=True))
     for i, name in enumerate(names):
-        _check_values(found, name, values[i][valid[i]])
-    optical = [i for i, name in enumerate(names) if _MODALITY_OF[name].unit == REFLECTANCE]
+        known, classes = values[i][valid[i]], isinstance(MODALITY_OF[name], Categorical)
+        guess = looks_like(MODALITY_OF[name], known) if known.size else None
+        if guess not in (None, EIGHT_BIT) and not (classes and options.classes is not None):
+            raise DataError(f"{found.says}: {misfit(found, name, known, str(guess))}")
+    optical = [i for i, name in enumerate(names) if MODALITY_OF[name].unit == REFLECTANCE]
     if optical:
         source.offset = _offset(found, {names[i]: values[i][valid[i]] for i in optical})
     return source
 
 
+def layer_of(
+    found: Found, names: Sequence[str], grid: Grid, damage: Damage, mask: Sequence[Band] = ()
+) -> FileLayer | CubeLayer | ItemLayer:
+    """Some bands of a source, and what masks them, on a grid; values as the source has them."""
+    bands = [*(_band(name, found.places[name], found.options) for name in names), *mask]
+    if found.item is not None:
+        return ItemLayer(bands, found.item, grid, damage)
+    if found.cube is not None:
+        return CubeLayer(bands, found.cube, grid, damage, found.options.path)
+    return FileLayer(bands, grid, damage)
+
+
 def _band(name: str, place: Place, options: SourceOptions) -> Band:
-    modality = _MODALITY_OF[name]
+    modality = MODALITY_OF.get(name)
     nodata = options.nodata if options.nodata is not None else place.nodata
-    zero = 0 not in modality.codes if isinstance(modality, Categorical) else modality.unit == REFLECTANCE
+    optical = modality is not None and modality.unit == REFLECTANCE
+    zero = 0 not in modality.codes if isinstance(modality, Categorical) else optical
     if nodata is None and zero and not place.masked:  # a file with a mask of its own is believed
         nodata = 0.0
     return Band(name, place.where, place.index, isinstance(modality, Categorical), nodata)
@@ -223,50 +246,38 @@ def _mask(found: Found) -> tuple[list[Band], tuple[int, ...]]:
     return [Band("mask", place.where, place.index, True, place.nodata)], tuple(CLOUDS if masked is None else masked)
 
 
-def _check_values(found: Found, band: str, known: np.ndarray) -> None:
-    """Raise DataError for numbers that look like another unit or code."""
-    modality, key = _MODALITY_OF[band], f"--source.{found.name}"
-    if not known.size:
-        return
+def misfit(found: Found, band: str, known: np.ndarray, guess: str) -> str:
+    """In words what is wrong with numbers that look like something else than the unit or codes, and how to mend it."""
+    modality, key = MODALITY_OF[band], f"--source.{found.name}"
     if isinstance(modality, Categorical):
         strange = sorted({int(c) for c in np.unique(known)} - set(modality.codes))
-        if strange and found.options.classes is None:
-            codes = ", ".join(str(c) for c in modality.codes)
-            raise DataError(
-                f"{found.says}: {band} holds codes that have no meaning here: {', '.join(map(str, strange[:8]))}; "
-                f"known: {codes}. Say what they mean: {key}.classes '{{{strange[0]}: {modality.codes[0]}, ...}}', 0 if "
-                "nothing."
-            )
-        return
-    low, high, mend = float(known.min()), float(known.max()), f"Set {key}.nodata or {key}.scale."
-    if modality.unit == REFLECTANCE and high <= 2:
-        raise DataError(
-            f"{found.says}: expected {modality.unit}, got {low:g} to {high:g} in {band}, which looks like reflectance. "
-            f"Set {key}.scale 10000."
+        return (
+            f"{band} holds codes that have no meaning here: {', '.join(map(str, strange[:8]))}; known: "
+            f"{', '.join(map(str, modality.codes))}. Say what they mean: {key}.classes "
+            f"'{{{strange[0]}: {modality.codes[0]}, ...}}', 0 if nothing."
         )
-    if modality.unit == REFLECTANCE and high > 65535:
-        raise DataError(f"{found.says}: expected {modality.unit}, got {high:g} in {band}. {mend}")
-    if modality.unit == "dB" and low >= 0:
-        raise DataError(f"{found.says}: expected dB, got {low:g} to {high:g} in {band}, which looks like linear power.")
-    if modality.unit == "dB" and low < -100:
-        raise DataError(f"{found.says}: expected dB, got {low:g} to {high:g} in {band}. {mend}")
-    if modality.unit == "m" and (low < -1000 or high > 9500):
-        raise DataError(f"{found.says}: expected m, got {low:g} to {high:g} in {band}. {mend}")
+    span = f"{float(known.min()):g} to {float(known.max()):g}"
+    remedy = _REMEDIES[guess].format(key=key)
+    return f"expected {modality.unit}, got {span} in {band}, which looks like {guess}. {remedy}"
 
 
-def _offset(found: Found, known: Mapping[str, np.ndarray]) -> int:
-    """What is to be taken off: said by the options, or judged from metadata and pixels; raises ConfigError."""
+def offset_of(found: Found, known: Mapping[str, np.ndarray]) -> Decision:
+    """Whether values of reflectance x 10000 carry the offset: stated, or judged from metadata and pixels."""
     said = found.options.baseline if found.options.baseline != "auto" else found.tags.get("offset", "auto")
     if said != "auto":
-        return OFFSET if said == "on" else 0
+        return Decision("on" if said == "on" else "off", "the source says so")
     darkest = {band: int(np.percentile(values, 1)) for band, values in known.items() if values.size}
     if darkest:
         largest = int(max(values.max(initial=0) for values in known.values()))
-        decision = decide(found.product or "L2A", found.tags, Survey(darkest, largest))
-    elif (stated := stated_baseline(found.tags)) is not None:
-        return OFFSET if stated[1] >= 4 else 0
-    else:
-        decision = Decision("undecided", "no tag names the baseline, and no pixel that was looked at is measured")
+        return decide(found.product or ("L1C" if "B10" in known else "L2A"), found.tags, Survey(darkest, largest))
+    if (stated := stated_baseline(found.tags)) is not None:
+        return Decision("on" if stated[1] >= 4 else "off", f"tag {stated[0]}")
+    return Decision("undecided", "no tag names the baseline, and no pixel that was looked at is measured")
+
+
+def _offset(found: Found, known: Mapping[str, np.ndarray]) -> int:
+    """What is to be taken off; raises ConfigError where that cannot be told."""
+    decision = offset_of(found, known)
     if decision.offset == "undecided":
         raise ConfigError(
             f"{found.says}: whether its values carry the +{OFFSET} of processing baseline 04 cannot be told: "

@@ -70,7 +70,7 @@ def make_trainer(
             enable_model_summary=False,
             default_root_dir=out,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:  # RuntimeError: under SLURM
         what = f"accelerator '{run.accelerator}', devices {devices}, nodes {nodes}"
         raise ConfigError(f"trainer: {what} cannot be used here: {str(error).splitlines()[0]}") from error
 
