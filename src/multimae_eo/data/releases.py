@@ -1,15 +1,15 @@
-"""What can be downloaded: the files of MMEarth's three releases, and those of GEO-Bench v1 as the Hub lists them.
+"""What can be downloaded: the files of MMEarth's three releases, and the zips of GEO-Bench v1 that the Hub lists.
 
 Sources: the download scripts of MMEarth (github.com/vishalned/MMEarth-data), which publish no checksums; the list
 of `recursix/geo-bench-1.0` on the Hugging Face Hub, which has the size and a checksum of every file.
 """
 
+import json
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import PurePosixPath
 
 from multimae_eo.errors import DataError, UnknownNameError
 
@@ -35,14 +35,14 @@ NAMES = (*MMEARTH, "geobench", *(f"geobench:{name}" for name in SETS))
 class Remote:
     """One file: its address, and its path below the folder that is downloaded into.
 
-    size: in bytes, None until a server has stated it. digest: "sha256:HEX", "git:HEX" (SHA-1 as git takes it), or ""
-    where none is published. unpack: the folder of the set that a zip holds. optional: whether a server may lack it.
+    size: in bytes, 0 until a server has stated it. sha256: in hexadecimals, "" where none is published. unpack: the
+    folder of the set that a zip holds. optional: whether a server may lack it.
     """
 
     url: str
     path: str
-    size: int | None = None
-    digest: str = ""
+    size: int = 0
+    sha256: str = ""
     unpack: str = ""
     optional: bool = False
 
@@ -50,12 +50,6 @@ class Remote:
     def name(self) -> str:
         """The last part of the path."""
         return PurePosixPath(self.path).name
-
-
-def check_name(what: str) -> None:
-    """Raise UnknownNameError where `what` is none of NAMES."""
-    if what not in NAMES:
-        raise UnknownNameError("data set", what, NAMES)
 
 
 def mmearth_files(what: str, base: str | None) -> list[Remote]:
@@ -68,55 +62,29 @@ def mmearth_files(what: str, base: str | None) -> list[Remote]:
 
 
 def hub_list(base: str | None) -> str:
-    """The address of the first page of the list of GEO-Bench's files; base: the address of a Hub."""
+    """The address of the list of GEO-Bench's files; base: the address of a Hub."""
     return f"{base or HUB}/api/datasets/{GEOBENCH}/tree/main?recursive=true"
 
 
-def hub_files(what: str, base: str | None, entries: Iterable[Any]) -> list[Remote]:
-    """The files of GEO-Bench v1, or of one set, from the entries of the Hub's list.
-
-    Zips become folders NAME beside them, whether they are called NAME.zip or lie in a folder NAME. Raises DataError
-    where the list makes no sense or has no such file.
-    """
+def hub_files(what: str, base: str | None, listed: bytes) -> list[Remote]:
+    """The zips of GEO-Bench v1, or of one set, in the Hub's list (JSON); raises DataError where it has none."""
     wanted, files = what.partition(":")[2], []
-    for entry in entries:
-        try:
-            if entry["type"] != "file":
-                continue
-            path, size, digest = str(entry["path"]), int(entry["size"]), f"git:{entry['oid']}"
-            if entry.get("lfs"):
-                size, digest = int(entry["lfs"]["size"]), f"sha256:{entry['lfs']['oid']}"
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"'{hub_list(base)}' answers with an entry that makes no sense: {entry!r:.120}. Give another --base."
-            ) from error
-        folder, *rest = parts_of(path, hub_list(base))
-        if folder not in FOLDERS or not rest or (wanted and set_of(rest[0]) != wanted):
-            continue
-        unpack = f"{folder}/{set_of(rest[0])}" if path.lower().endswith(".zip") else ""
-        url = f"{base or HUB}/datasets/{GEOBENCH}/resolve/main/{urllib.parse.quote(path)}"
-        files.append(Remote(url, path, size, digest, unpack))
+    try:
+        for entry in json.loads(listed):
+            path, about = PurePosixPath(entry["path"]), entry.get("lfs") or {}
+            folder, name = path.parts[0], path.stem
+            if path.suffix == ".zip" and folder in FOLDERS and name in SETS and wanted in ("", name):
+                url = f"{base or HUB}/datasets/{GEOBENCH}/resolve/main/{urllib.parse.quote(str(path))}"
+                size, sha256 = int(entry["size"]), str(about.get("oid", ""))
+                files.append(Remote(url, f"{folder}/{name}.zip", size, sha256, f"{folder}/{name}"))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"'{hub_list(base)}' answers with no list of files: {listed[:60]!r}.") from error
     if not files:
         raise DataError(
-            f"'{hub_list(base)}' lists no file of '{wanted or what}'. Has the data set moved? See docs/download.md for "
+            f"'{hub_list(base)}' lists no zip of '{wanted or what}'. Has the data set moved? See docs/download.md for "
             "files fetched by hand."
         )
     return sorted(files, key=lambda file: file.path)
-
-
-def set_of(name: str) -> str:
-    """The set that a file or folder belongs to by its name: m-eurosat for m-eurosat, m-eurosat.zip, m-eurosat_1.zip."""
-    known = [s for s in SETS if name == s or name.startswith((f"{s}.", f"{s}_"))]
-    return max(known, key=len, default=PurePosixPath(name).stem)
-
-
-def parts_of(path: str, where: str) -> list[str]:
-    """The parts of a path that a server or a zip names; raises DataError where it would lead out of its folder."""
-    parts = path.split("/")
-    windows = PureWindowsPath(path)
-    if windows.drive or windows.root or "\\" in path or "\0" in path or any(p in ("", ".", "..") for p in parts):
-        raise DataError(f"'{where}' names the path {path!r}, which leads out of its folder; nothing of it is written.")
-    return parts
 
 
 def chosen(files: Sequence[Remote], only: Sequence[str]) -> list[Remote]:

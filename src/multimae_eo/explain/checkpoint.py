@@ -1,7 +1,9 @@
-"""Explains a checkpoint directory from its config.json and the header of its weights; loads no weights."""
+"""Explains a checkpoint, by its config.json and the header of its weights, and the folder of a run."""
 
+import csv
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,46 +11,41 @@ from safetensors import SafetensorError, safe_open
 
 from multimae_eo.checkpoint import CONFIG, WEIGHTS, load_config, read_content
 from multimae_eo.config import SIZES, ModelConfig, TaskConfig, task_from_json
-from multimae_eo.errors import CheckpointError
-from multimae_eo.explain.feeds import sources_of
-from multimae_eo.explain.page import block, command, facts, file_size, listed, page, table
-from multimae_eo.modalities import REFLECTANCE, Categorical, Continuous, Modality
+from multimae_eo.errors import CheckpointError, DataError
+from multimae_eo.explain.page import block, command, facts, listed, page, source_name, table
+from multimae_eo.modalities import REFLECTANCE, Continuous, Modality
 
 PIXEL = 10  # m, of the frame of every model
+_MODELS = {
+    "checkpoint": "the pre-trained model",
+    "best": "the fine-tuned model that was best on valid",
+    "last": "the fine-tuned model of the last step",
+}
 
 
-def explain_checkpoint(path: Path) -> str:
-    """What a checkpoint directory holds and how to use it; raises CheckpointError where it is damaged."""
-    content = read_content(path)
-    config = load_config(path)
-    task = _task(content, path)
-    title = "Pre-trained checkpoint" if task is None else f"Fine-tuned checkpoint: {_about(task)}"
+def explain(path: Path, out: Path | None = None) -> str:
+    """What a checkpoint directory or the folder of a run holds; raises CheckpointError or DataError for damage."""
+    if not any((path / name).is_file() for name in (CONFIG, WEIGHTS)):
+        return _run(path)
+    content, config = read_content(path), load_config(path)
+    task = task_from_json(content["task"]) if "task" in content else None
+    extra = content["extra"] if isinstance(content.get("extra"), dict) else {}
+    edge, patch = config.image_size, config.patch_size
+    frame = f"{edge} x {edge} px of {PIXEL} m ({edge * PIXEL} m), patches of {patch} x {patch} px"
+    short = {k: v for k, v in extra.items() if isinstance(v, str | int | float) and v != ""}
     about = facts(
         ("model", _sizes(config)),
         ("parameters", _parameters(path / WEIGHTS)),
-        ("images", _images(config, content["extra"] if isinstance(content.get("extra"), dict) else {})),
-        ("predicts", _predicted(task) if task is not None else listed(config.targets)),
+        ("images", frame + (f"; fine-tuned on images of {short['image_px']} px" if "image_px" in short else "")),
+        ("predicts", listed(config.targets) if task is None else _predicted(task)),
         ("trained on", task.dataset if task is not None else ""),
-        ("needs", _needed(content.get("extra")) if task is not None else ""),
-        ("recorded", _recorded(content.get("extra"))),
+        ("recorded", "; ".join(f"{name} {value}" for name, value in short.items() if name != "image_px")),
     )
-    return page(title, path, about, _inputs(config, task), _use(path, config, task))
-
-
-def _task(content: Mapping[str, Any], path: Path) -> TaskConfig | None:
-    if "task" not in content:
-        return None
-    try:
-        return task_from_json(content["task"])
-    except CheckpointError as error:
-        raise CheckpointError(f"'{path / CONFIG}': {error}") from error
-
-
-def _about(task: TaskConfig) -> str:
-    """The task in a few words."""
-    if task.classes:
-        return f"{task.task}, {len(task.classes)} classes"
-    return f"{task.task}{f' in {task.unit}' if task.unit else ''}"
+    names = config.input_modalities if task is None else task.inputs
+    title = "Pre-trained checkpoint" if task is None else f"Fine-tuned checkpoint: {task.task}"
+    sources = _sources(config.modalities[name] for name in names)
+    use = _use(path, config, sources) if task is None else _use_tuned(path, sources)
+    return page(title, path, about, _inputs(config, task), use)
 
 
 def _sizes(config: ModelConfig) -> str:
@@ -62,95 +59,102 @@ def _parameters(weights: Path) -> str:
     """Numbers in the encoder and in the rest, from the shapes that the header states."""
     if not weights.is_file():
         raise CheckpointError(f"'{weights}' does not exist; the checkpoint is not complete.")
+    parts: dict[str, int] = {}
     try:
         with safe_open(weights, framework="numpy") as file:
-            sizes = {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                part = name.split(".")[0]
+                parts[part] = parts.get(part, 0) + math.prod(file.get_slice(name).get_shape())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{weights}' is not a safetensors file, or is damaged: {error}.") from error
-    parts: dict[str, int] = {}
-    for name, size in sizes.items():
-        first = name.split(".")[0]
-        parts[first] = parts.get(first, 0) + size
-    said = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sorted(parts.items(), key=lambda p: -p[1]))
-    return f"{sum(parts.values()) / 1e6:.2f} M ({said}); {file_size(weights.stat().st_size)} on disk"
-
-
-def _images(config: ModelConfig, extra: Mapping[str, Any]) -> str:
-    """The frame of training, the patch, and the size of the images that it was fine-tuned on."""
-    edge, patch = config.image_size, config.patch_size
-    text = f"{edge} x {edge} px of {PIXEL} m ({edge * PIXEL} m), patches of {patch} x {patch} px"
-    tuned = extra.get("image_px")
-    return text + (f"; fine-tuned on images of {tuned} px" if isinstance(tuned, int) else "")
+    said = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in parts.items())
+    return f"{sum(parts.values()) / 1e6:.2f} M ({said})"
 
 
 def _predicted(task: TaskConfig) -> str:
-    if task.classes:
-        how = "every pixel" if task.dense else "every image"
-        kind = "any number of" if task.task == "multilabel" else "one of"
-        return f"for {how} {kind} {listed((c.name for c in task.classes), 14)} (head {task.head})"
-    return f"for every pixel a number{f' in {task.unit}' if task.unit else ''}, head {task.head}"
-
-
-def _needed(extra: Any) -> str:
-    """Which of its inputs have to be there."""
-    data = extra.get("data") if isinstance(extra, dict) else None
-    if isinstance(data, dict) and data.get("drop_modality"):
-        return "any one of its inputs or more: some were hidden at random while it was fine-tuned"
-    return "all of its inputs, as when it was fine-tuned; predict --allow-missing true goes without some"
-
-
-def _recorded(extra: Any) -> str:
-    """What was written beside the model, as far as it fits into a line each."""
-    if not isinstance(extra, dict):
-        return ""
-    told = []
-    for name, value in extra.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items() if k in ("name", "root", "partition") and v)
-        if value not in ("", None) and len(str(value)) <= 80 and name not in ("inputs", "bands", "image_px"):
-            told.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
-    return "; ".join(told)
+    each = "for every pixel" if task.dense else "for every image"
+    if not task.classes:
+        return f"{each} a number{f' in {task.unit}' if task.unit else ''}"
+    kind = "any number of" if task.task == "multilabel" else "one of"
+    return f"{each} {kind} {len(task.classes)} classes: {listed((c.name for c in task.classes), 14)}"
 
 
 def _inputs(config: ModelConfig, task: TaskConfig | None) -> str:
-    """One row per modality that is fed."""
+    """One row per view that is fed."""
     rows = []
     for view in config.input_views:
-        modality = config.modalities[view.modality]
-        if task is None or view.modality in task.inputs:
-            read_as = _products(modality, (task.products.get(view.modality) if task is not None else None))
-            grid = f"{PIXEL * modality.stride} m"
-            rows.append([str(view), " ".join(modality.bands), _unit(modality), grid, read_as])
-    head = ["input", "bands", "unit", "pixels", "statistics of"]
-    if task is not None:
-        head[-1] = "read as product"
-    return table(head, rows)
+        m = config.modalities[view.modality]
+        if task is None or m.name in task.inputs:
+            products = ", ".join(m.products) if task is None else task.products.get(m.name, ", ".join(m.products))
+            rows.append([str(view), " ".join(m.bands), m.unit, f"{PIXEL * m.stride} m", products])
+    return table(["input", "bands", "unit", "pixels", "products"], rows)
 
 
-def _unit(modality: Modality) -> str:
-    return f"class codes ({len(modality.classes)})" if isinstance(modality, Categorical) else modality.unit
+def _sources(modalities: Iterable[Modality]) -> list[str]:
+    """A source option for every kind of source that some modalities take their bands from, ready to be filled in."""
+    names = dict.fromkeys(source_name([m]) for m in modalities)
+    return [word for name in names for word in ("--source", f"{name}={name.upper()}.tif")]
 
 
-def _products(modality: Modality, chosen: str | None) -> str:
-    return chosen or ", ".join(modality.products)
+def _use_tuned(path: Path, sources: list[str]) -> str:
+    lines = [command("predict", path, *sources, "--out", "map.tif"), command("evaluate", path)]
+    return block("Map a scene with it (docs/maps.md), or test it again:", *lines)
 
 
-def _use(path: Path, config: ModelConfig, task: TaskConfig | None) -> str:
-    """How to use it, ready to copy."""
-    if task is not None:
-        sources = sources_of(config.modalities[name] for name in task.inputs)
-        lines = [command("predict", path, *sources, "--out", "map.tif"), command("evaluate", path)]
-        return block("Map a scene with it (docs/maps.md), or test it again:", *lines)
-    names = config.input_modalities
-    modality = next((m for n in names if isinstance(m := config.modalities[n], Continuous)), None)
+def _use(path: Path, config: ModelConfig, sources: list[str]) -> str:
     code = [f'encoder = multimae_eo.load("{path}")']
+    inputs = [config.modalities[name] for name in config.input_modalities]
+    modality = next((m for m in inputs if isinstance(m, Continuous)), None)
     if modality is not None:
         bands = ", ".join(f'"{band}"' for band in modality.bands)
         units = ', units="dn"' if modality.unit == REFLECTANCE else ""
-        product = "L2A" if "L2A" in modality.products else modality.products[0]
-        code.append(f'tokens = encoder(images, bands=[{bands}]{units}, product="{product}")')
+        code.append(f'tokens = encoder(images, bands=[{bands}]{units}, product="{modality.products[-1]}")')
     lines = [
         command("finetune", "--checkpoint", path, "--data.root", "DIR", "--data.name", "NAME"),
-        command("embed", path, *sources_of(config.modalities[n] for n in names), "--out", "embeddings.tif"),
+        command("embed", path, *sources, "--out", "embeddings.tif"),
     ]
     return "\n\n".join([block("Use it in Python:", *code), block("Or on the command line:", *lines)])
+
+
+def _run(path: Path) -> str:
+    """How far a run came, what it found, and what it leads to."""
+    models = [name for name in _MODELS if (path / name / CONFIG).is_file()]
+    results = _results(path / "results.json")
+    about = facts(
+        ("trained", _progress(path / "metrics.csv", bool(models))),
+        *((name, _MODELS[name] + _score(results.get(name))) for name in models),
+    )
+    config = ["--config", path / "config.yaml"] if (path / "config.yaml").is_file() else []
+    go_on = command("pretrain", *config, "--out", path, "--resume", "true")
+    lines = [command("inspect", path / models[0])] if models else [go_on] * (path / "state").is_dir()
+    return page("Run", path, about, block("What to do:", *lines, command("report", path)))
+
+
+def _results(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"'{path}' is not JSON: {error}.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _progress(path: Path, finished: bool) -> str:
+    """The last step of metrics.csv and its loss."""
+    if not path.is_file():
+        return ""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = [row["val/loss"] for row in rows if row.get("val/loss")]
+    text = f"{rows[-1].get('step')} steps" if rows else "no step yet"
+    text += f", last validation loss {float(losses[-1]):.4g}" if losses else ""
+    return text + ("" if finished else "; not finished, or it was interrupted")
+
+
+def _score(found: Any) -> str:
+    """The metrics on test of one checkpoint, with their 95 % intervals."""
+    scores = {k: v for k, v in found.items() if isinstance(v, list)} if isinstance(found, dict) else {}
+    known = {k: v for k, v in scores.items() if len(v) == 3 and None not in v}
+    parts = [f"{metric} {mean:.3f} ({low:.3f} to {high:.3f})" for metric, (mean, low, high) in known.items()]
+    return f"; on test {', '.join(parts)}" if parts else ""

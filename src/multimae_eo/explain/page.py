@@ -1,9 +1,11 @@
-"""The parts of an explanation as text no wider than a terminal: facts, tables, commands, numbers and lists."""
+"""The parts of an explanation as text no wider than a terminal, and which modalities some bands feed, in words."""
 
 import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from multimae_eo.modalities import INPUT_SETTINGS, MODALITIES, REFLECTANCE, Modality, fed_by
 
 WIDTH = 100
 GAP = 2  # spaces before a line and between columns
@@ -16,24 +18,16 @@ def page(title: str, path: Path, *parts: str) -> str:
 
 def facts(*entries: tuple[str, str]) -> str:
     """One fact after another, its name before it; those without text are left out."""
-    told = [(name, text) for name, text in entries if text]
-    return _lines([[name, text] for name, text in told])
+    return table([], [[name, text] for name, text in entries if text])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns under their names; the last one is wrapped."""
-    return _lines([list(head), *(list(row) for row in rows)])
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as columns, as wide as their longest cell; the last column takes what is left."""
-    if not rows:
-        return ""
-    widths = [max(len(cell) for cell in column) + GAP for column in list(zip(*rows, strict=True))[:-1]]
-    left = GAP + sum(widths)
-    lines = []
-    for *cells, last in rows:
-        start = " " * GAP + "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    """Columns under their names, as wide as their longest cell; the last one takes what is left, and is wrapped."""
+    cells = [list(row) for row in (head, *rows) if row]
+    widths = [max(len(cell) for cell in column) + GAP for column in list(zip(*cells, strict=True))[:-1]]
+    left, lines = GAP + sum(widths), []
+    for *first, last in cells:
+        start = " " * GAP + "".join(cell.ljust(width) for cell, width in zip(first, widths, strict=True))
         wrapped = textwrap.wrap(last, max(30, WIDTH - left), break_long_words=False, break_on_hyphens=False) or [""]
         lines += [(start + wrapped[0]).rstrip(), *(" " * left + more for more in wrapped[1:])]
     return "\n".join(lines)
@@ -41,28 +35,21 @@ def _lines(rows: Sequence[Sequence[str]]) -> str:
 
 def block(title: str, *lines: str) -> str:
     """Lines under a title, such as commands or code."""
-    return "\n".join([title, *(" " * GAP + line for text in lines for line in text.splitlines())]) if lines else ""
-
-
-def paragraph(text: str) -> str:
-    """Running text."""
-    return textwrap.fill(text, WIDTH, initial_indent=" " * GAP, subsequent_indent=" " * GAP, break_long_words=False)
+    return "\n".join([title, *(" " * GAP + line for text in lines for line in text.splitlines())])
 
 
 def command(name: str, *words: object) -> str:
-    """A command line of the package, quoted for a shell and broken where it is long."""
+    """A command line of the package, quoted for a shell, and broken before an option where it is long."""
     parts = [f"multimae-eo {name}"]
     for word in words:
         text = shlex.quote(str(word))
-        joins = not text.startswith("--") or not parts[-1].startswith("--")
-        parts[-1:] = [f"{parts[-1]} {text}"] if joins and not text.startswith("--") else [parts[-1], text]
+        parts[-1:] = [parts[-1], text] if text.startswith("--") else [f"{parts[-1]} {text}"]
     lines = [parts[0]]
     for part in parts[1:]:
-        if len(lines[-1]) + len(part) + 3 > WIDTH - GAP:
-            lines[-1] += " \\"
-            lines.append("    " + part)
+        if len(lines[-1]) + len(part) + 3 <= WIDTH - GAP:
+            lines[-1] += f" {part}"
         else:
-            lines[-1] += " " + part
+            lines[-1:] = [f"{lines[-1]} \\", f"    {part}"]
     return "\n".join(lines)
 
 
@@ -78,17 +65,26 @@ def amount(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def file_size(size: int) -> str:
-    """Bytes in words, in powers of 1000."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
+def fed(bands: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """As facts: the modalities that some bands feed, those that they do not, and the bands that each lacks."""
+    there = set(bands)
+    missing = {name: " ".join(b for b in m.bands if b not in there) for name, m in MODALITIES.items()}
+    feeds = fed_by(there)
+    return (
+        ("feeds", ", ".join(n + f" (without {missing[n]})" * bool(missing[n]) for n in feeds) or "none"),
+        ("lacks", ", ".join(f"{n} (needs {bands})" for n, bands in missing.items() if n not in feeds)),
+    )
 
 
-def share(part: float, whole: float) -> str:
-    """A part in per cent; never 0 % or 100 % of what is not none or all."""
-    percent = 100 * part / whole if whole else 0.0
-    if 0 < percent < 1:
-        return "under 1 %"
-    return "over 99 %" if 99 < percent < 100 else f"{percent:.0f} %"
+def settings(bands: Iterable[str]) -> list[str]:
+    """The input settings that these bands can feed."""
+    there = set(bands)
+    return [name for name, setting in INPUT_SETTINGS.items() if setting.fits(there)]
+
+
+def source_name(modalities: Iterable[Modality], otherwise: str = "scene") -> str:
+    """What a source of some modalities is usually called in a command: s2, s1, dem, ..."""
+    for modality in modalities:
+        optical, several = modality.unit == REFLECTANCE, len(modality.bands) > 1
+        return "s2" if optical else "s1" if several else modality.bands[0]
+    return otherwise
