@@ -69,9 +69,9 @@ $(VENV)-torchgeo/.installed: pyproject.toml
 WITH_CORE = tests/integrations tests/test_inputs.py tests/test_model.py tests/test_golden.py tests/test_checkpoint.py tests/test_codecs.py tests/test_masking.py tests/test_heads.py
 integrations: integrations-terratorch integrations-torchgeo
 integrations-terratorch: $(VENV)-terratorch/.installed
-	$(VENV)-terratorch/bin/python -m pytest tests/integrations --durations=5
+	$(VENV)-terratorch/bin/python -m pytest -p no:cacheprovider tests/integrations --durations=5
 integrations-torchgeo: $(VENV)-torchgeo/.installed
-	$(VENV)-torchgeo/bin/python -m pytest $(WITH_CORE) --durations=5
+	$(VENV)-torchgeo/bin/python -m pytest -p no:cacheprovider $(WITH_CORE) --durations=5
 
 # The lowest versions that pyproject.toml allows, of what the core needs.
 LOWEST ?= $(shell .ci/python 3.12 3.11)
@@ -80,7 +80,7 @@ lowest:
 	$(LOWEST) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet $$($(LOWEST) .ci/lowest.py) pytest pytest-timeout hypothesis
 	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --editable .
-	$(VENV)-lowest/bin/python -m pytest $(filter-out tests/integrations,$(WITH_CORE)) tests/integrations/test_hub.py --durations=5
+	$(VENV)-lowest/bin/python -m pytest -p no:cacheprovider $(filter-out tests/integrations,$(WITH_CORE)) tests/integrations/test_hub.py --durations=5
 	rm -rf $(VENV)-lowest
 
 # The rivals need the plain build of torch, so the benchmarks have an environment of their own.
