@@ -23,8 +23,8 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not slow" --durations=5
 
-slow: install
-	$(BIN)/python -m pytest -m slow --durations=5
+slow: install  # those of the integrations run where these are installed
+	$(BIN)/python -m pytest -m slow --ignore tests/integrations --durations=5
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks
@@ -69,7 +69,7 @@ $(VENV)-torchgeo/.installed: pyproject.toml
 WITH_CORE = tests/integrations tests/test_inputs.py tests/test_model.py tests/test_golden.py tests/test_checkpoint.py tests/test_codecs.py tests/test_masking.py tests/test_heads.py
 integrations: integrations-terratorch integrations-torchgeo
 integrations-terratorch: $(VENV)-terratorch/.installed
-	$(VENV)-terratorch/bin/python -m pytest -p no:cacheprovider tests/integrations --durations=5
+	$(VENV)-terratorch/bin/python -m pytest -p no:cacheprovider $(addprefix tests/integrations/test_,terratorch.py torchgeo.py timm.py) --durations=5
 integrations-torchgeo: $(VENV)-torchgeo/.installed
 	$(VENV)-torchgeo/bin/python -m pytest -p no:cacheprovider $(WITH_CORE) --durations=5
 
