@@ -94,7 +94,7 @@ def losses(out: Path) -> dict[str, torch.Tensor]:
 
 def predictions(out: Path, world: Path) -> dict[str, torch.Tensor]:
     """What the trained model makes of some validation tiles."""
-    model = multimae_eo.load(out / "checkpoint")
+    model = multimae_eo.load_model(out / "checkpoint")
     tiles = open_tiles(world, list(model.config.modalities.values()))
     options = PretrainOptions(data=DataOptions(root=world), mask=MaskOptions(short_samples="mask"))
     source = ExampleSource(tiles, model.config, options, VALIDATE)
@@ -109,7 +109,7 @@ def predictions(out: Path, world: Path) -> dict[str, torch.Tensor]:
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """The weights, without the biases of keys."""
     found = {}
-    for name, tensor in multimae_eo.load(out / "checkpoint").state_dict().items():
+    for name, tensor in multimae_eo.load_model(out / "checkpoint").state_dict().items():
         parts = 3 if name.endswith("qkv.bias") else 2 if name.endswith("kv.bias") else 0
         found[name] = torch.cat([*tensor.chunk(parts)[: parts - 2], tensor.chunk(parts)[-1]]) if parts else tensor
     return found
