@@ -224,3 +224,8 @@ def test_load_gives_an_encoder_that_takes_arrays(tmp_path):
     assert seen.mean().shape == (2, 32)
     assert seen.places().shape == (2, 32, 2, 2)
     assert loaded.config.bands[:3] == ("B04", "B03", "B02")
+
+
+def test_one_product_may_stand_for_every_subset():
+    heights = {"DEM": np.full((1, 16, 16), 812.0)}
+    assert tuple(read_images(heights, CONFIG, product="L2A")) == ("elevation",)

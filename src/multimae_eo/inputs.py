@@ -88,7 +88,7 @@ def read_images(
         )
     if unused := [band for band in channels if band not in used]:
         warnings.warn(f"the model has no input for {' '.join(unused)}; left out.", UnusedBandsWarning, stacklevel=4)
-    _check_products(product, [named[name] for name in fed])
+    _check_products(product, list(named.values()))
     frame = max(tuple(channels[band].values.shape[-2:]) for band in used if band in channels)
     batch = {}
     for name in fed:
@@ -252,7 +252,7 @@ def _remedy(guess: str) -> str:
 
 
 def _check_products(product: str | Sequence[str] | None, modalities: Sequence[Modality]) -> None:
-    """Raise UnknownNameError for a product that none of the modalities has."""
+    """Raise UnknownNameError for a product that none of the inputs has, whether or not it is fed."""
     known = list(dict.fromkeys(p for m in modalities for p in m.products))
     for name in _listed(product):
         if name not in known:
