@@ -63,7 +63,7 @@ $(VENV)-terratorch/.installed: pyproject.toml
 $(VENV)-torchgeo/.installed: pyproject.toml
 	$(NEWER) -m venv $(VENV)-torchgeo
 	$(VENV)-torchgeo/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-torchgeo/bin/python -m pip install --quiet --editable ".[torchgeo,train,maps,export]" torchgeo-bench pytest pytest-timeout hypothesis
+	$(VENV)-torchgeo/bin/python -m pip install --quiet --editable ".[torchgeo,train,maps,export]" "torchgeo-bench; python_version >= '3.12'" pytest pytest-timeout hypothesis
 	touch $@
 
 WITH_CORE = tests/integrations tests/test_inputs.py tests/test_model.py tests/test_golden.py tests/test_checkpoint.py tests/test_codecs.py tests/test_masking.py tests/test_heads.py
