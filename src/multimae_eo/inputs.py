@@ -77,6 +77,8 @@ def read_images(
     Raises UnknownNameError for unknown names, ConfigError for those given twice or what is left open, DataError for
     values that look like another unit, BatchError or SizeError for shapes. Bands that no input has are warned of.
     """
+    if units not in (*FACTORS, None):
+        raise UnknownNameError("unit", str(units), FACTORS)
     channels = _channels(images, config, bands)
     named = {name: config.modalities[name] for name in config.input_modalities}
     fed = fed_by(channels, named)
@@ -224,8 +226,6 @@ def _check_unit(modality: Modality, values: Tensor, valid: Tensor, units: Units 
     known = measured[:: max(1, measured.numel() // JUDGED)].detach().cpu().numpy()
     guess, stated = looks_like(modality, known), modality.unit
     if modality.unit == REFLECTANCE:
-        if units not in (*FACTORS, None):
-            raise UnknownNameError("unit", str(units), FACTORS)
         seems = "reflectance" if guess == "reflectance" else ("dn" if guess is None else None)
         if units is None:
             hint = f"; they look like units='{seems}'" if seems else (f"; they look like {guess}" if guess else "")
