@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import multimae_eo
+from multimae_eo import MultiMAE, sized
 from multimae_eo.modalities import MODALITIES
 
 SOURCE = Path(multimae_eo.__file__).parent
@@ -143,8 +144,18 @@ def test_importing_the_package_imports_no_torch():
     assert out.strip() == "[]"
 
 
+HEAVY = ("lightning", "h5py", "isal", "rasterio", "matplotlib", "tensorboard", "sklearn", "xarray", "tqdm")
+
+
 def test_the_core_needs_no_optional_dependency():
-    heavy = ("lightning", "h5py", "isal", "rasterio", "matplotlib", "tensorboard")
-    block = f"import sys\nfor m in {heavy}: sys.modules[m] = None\n"
+    block = f"import sys\nfor m in {HEAVY}: sys.modules[m] = None\n"
     core = "import multimae_eo; [getattr(multimae_eo, n) for n in multimae_eo.__all__]; print(multimae_eo.MultiMAE)"
     assert "MultiMAE" in run(block + core)
+
+
+def test_the_core_explains_a_checkpoint(tmp_path):
+    """As in `make core`: every extra is absent."""
+    multimae_eo.save(MultiMAE(sized("demo")), tmp_path / "model")
+    block = f"import sys\nfor m in {HEAVY}: sys.modules[m] = None\n"
+    inspect = f"from multimae_eo.cli import main; main(['inspect', {str(tmp_path / 'model')!r}])"
+    assert "B04 B03 B02" in run(block + inspect)

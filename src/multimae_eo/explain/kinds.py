@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from tokenize import TokenError
 
-from multimae_eo.data.tiles import find
 from multimae_eo.errors import DataError, MultiMAEError
 from multimae_eo.explain.page import listed
 
@@ -81,6 +80,8 @@ def _kind(folder: Path) -> str | None:
         return "checkpoint"
     if folder.resolve().name in BENCHMARK or any(n in BENCHMARK or n.endswith(_OF_BENCHMARK) for n in names):
         return "geobench"
+    from multimae_eo.data.tiles import find  # needs h5py, which explaining a checkpoint does not
+
     with suppress(DataError):
         find(folder)
         return "tiles"
