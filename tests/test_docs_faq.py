@@ -1,6 +1,9 @@
 """Every entry of docs/faq.md is the text of an error that is raised here, and says what to do."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch.utils.data import Dataset
 
 pytest.importorskip("h5py")
 pytest.importorskip("lightning")
@@ -28,7 +32,8 @@ from multimae_eo.data.folder import GeoTIFFFolder  # noqa: E402
 from multimae_eo.data.geobench import GeoBench  # noqa: E402
 from multimae_eo.data.geotiff import import_geotiffs  # noqa: E402
 from multimae_eo.data.mmearth import MMEarth, read_statistics  # noqa: E402
-from multimae_eo.errors import MultiMAEError  # noqa: E402
+from multimae_eo.data.patience import Patience  # noqa: E402
+from multimae_eo.errors import MultiMAEError, UnreadError  # noqa: E402
 from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions, MachineOptions  # noqa: E402
 from multimae_eo.inputs import read_images  # noqa: E402
 from multimae_eo.integrations.backbone import encoder_of  # noqa: E402
@@ -41,8 +46,10 @@ from multimae_eo.tasks.evaluate import device_of  # noqa: E402
 from multimae_eo.tasks.examples import Steps  # noqa: E402
 from multimae_eo.tasks.finetune import finetune  # noqa: E402
 from multimae_eo.tasks.labels import summarise  # noqa: E402
+from multimae_eo.tasks.loading import Loader  # noqa: E402
 from multimae_eo.tasks.run import build, pretrain  # noqa: E402
 from multimae_eo.tasks.samples import set_up  # noqa: E402
+from multimae_eo.tasks.state import StateFile  # noqa: E402
 
 PAGE = (ROOT / "docs" / "faq.md").read_text()
 ENTRIES = {key: text for text, key in re.findall(r"^### `(.+)` \{#([\w-]+)\}$", PAGE, re.MULTILINE)}
@@ -214,6 +221,51 @@ def _(tmp: Path) -> None:
 def _(tmp: Path) -> None:
     optim = OptimOptions(batch_size=4, steps=4, lr=1e30, warmup_steps=1, warmup_lr=1e30, max_skipped=1)
     pretrain(options(write_world(tmp, tiles=12), tmp / "out", optim=optim))
+
+
+@case("being-written")
+def _(tmp: Path) -> None:
+    hold = "import sys, pathlib, multimae_eo.whole as w\nwith w.claimed(pathlib.Path(sys.argv[1])): print(1); input()"
+    command = [sys.executable, "-uc", hold, str(tmp / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            pretrain(options(write_world(tmp, tiles=12), tmp / "out"))
+        finally:
+            holder.communicate(b"\n")
+
+
+def unreadable() -> object:
+    raise UnreadError("row 3 cannot be read: the chunk is damaged.")
+
+
+@case("tried-again")
+def _(tmp: Path) -> None:
+    Patience(0, 0, None).read("row 3", unreadable)
+
+
+@case("too-many-unread")
+def _(tmp: Path) -> None:
+    patience = Patience(0, 1, tmp / "unread.csv")
+    for name in ("row 3", "row 4"):
+        patience.read(name, unreadable)
+
+
+class Killed(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@case("killed-readers")
+def _(tmp: Path) -> None:
+    list(Loader(Killed(), [[0]], workers=1, collate_fn=list, retries=0))
+
+
+@case("no-room-for-the-state")
+def _(tmp: Path) -> None:
+    StateFile().save_checkpoint({"global_step": 7}, Path("/proc/none/last.ckpt"))
 
 
 @case("statistics-of-one-product")

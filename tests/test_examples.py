@@ -282,7 +282,7 @@ def test_a_parent_that_stops_mid_transfer_leaves_no_traceback(quiet):
     script = f"""
 import socket, sys, time
 from multiprocessing.resource_sharer import DupFd
-from multimae_eo.tasks.examples import in_worker
+from multimae_eo.tasks.loading import in_worker
 if {quiet}:
     in_worker(0)
 address, _ = DupFd(1)._id

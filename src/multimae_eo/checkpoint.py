@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,18 +14,21 @@ from typing import Any, TypeVar
 import safetensors.torch
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from multimae_eo.config import ModelConfig, from_json, task_from_json, to_json
+from multimae_eo.config import ModelConfig, TaskConfig, from_json, task_from_json, to_json
 from multimae_eo.encoder import Encoder
-from multimae_eo.errors import CheckpointError
+from multimae_eo.errors import CheckpointError, WriteError
 from multimae_eo.model import MultiMAE
 from multimae_eo.predictor import Predictor
+from multimae_eo.whole import written
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What the names of the encoder's tensors begin with.
 ENCODER = "encoder."
+# The entry of config.json that tells one save from another.
+SAVED = "saved"
 FORMAT = 1
 NO_WEIGHTS = (
     "No pre-trained weights come with this package: pre-train your own, or convert the release of the paper's authors "
@@ -80,40 +83,55 @@ def save(
     *,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint directory; it appears under its name only when complete, replacing an older one.
+    """Write a checkpoint directory, replacing the files of an older one; readers see the old or the new one, whole.
 
     extra: JSON-ready facts to keep in config.json beside the model's (training steps, source of the weights).
+    Raises WriteError where the disk is full or the directory cannot be written; the older one is then kept.
     """
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    partial.mkdir()
     try:
-        write_files(model, partial, extra=extra)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if directory.is_dir():
+            write_files(model, directory, extra=extra)
+            return directory
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with written(directory) as partial:
+            partial.mkdir()
+            write_files(model, partial, extra=extra)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"'{directory}' could not be written: {error}. What was there before is kept.") from error
     return directory
 
 
 def write_files(model: MultiMAE | Predictor | Encoder, folder: Path, *, extra: Mapping[str, Any] | None) -> None:
-    """Write the files of a checkpoint into a folder that exists, replacing those that are there."""
+    """Write the files of a checkpoint into a folder that exists, replacing those that are there.
+
+    Two files cannot be replaced at once, so the weights carry the text of their own config.json too, and both its
+    digest: where these differ, the weights' own text counts (see `read_content`).
+    """
     content = {"format": FORMAT, "model": to_json(model.config), "extra": dict(extra or {})}
     if isinstance(model, Predictor):
         content["task"] = dataclasses.asdict(model.task)
+    content[SAVED] = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     prefix = ENCODER if isinstance(model, Encoder) else ""
     tensors = {prefix + name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in (WEIGHTS, CONFIG)}
-    try:  # beside, as the model's own weights may be mapped from the file that is replaced
-        safetensors.torch.save_file(tensors, partial[WEIGHTS], metadata={"format": "pt"})
-        partial[CONFIG].write_text(json.dumps(content, indent=1) + "\n")
-        for name, path in partial.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    text = json.dumps(content, indent=1) + "\n"
+    # Beside, also as the model's own weights may be mapped from the file that is replaced.
+    with written(folder / CONFIG) as config, written(folder / WEIGHTS) as weights:
+        safetensors.torch.save_file(tensors, weights, metadata={"format": "pt", CONFIG: text})
+        _settle(weights)
+        config.write_text(text)
+
+
+def _settle(path: Path) -> None:
+    """Sort the metadata of a safetensors file, whose order is random, so that equal weights make equal files."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def locate(name: str | os.PathLike[str]) -> Path:
@@ -138,16 +156,39 @@ def locate(name: str | os.PathLike[str]) -> Path:
 
 
 def read_content(name: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config.json of a checkpoint: entries "format", "model", "extra", and "task" of a fine-tuned one."""
+    """The config.json of a checkpoint: entries "format", "model", "extra", and "task" of a fine-tuned one.
+
+    Where the weights are of another save, as between the two renames of `write_files`, it is the text that they carry.
+    """
     directory = locate(name)
+    if not (directory / WEIGHTS).is_file():
+        return _config_json(directory, name)
+    with _opened(directory / WEIGHTS) as file:
+        return _content_of(file, directory, name)
+
+
+def _content_of(file: Any, directory: Path, name: str | os.PathLike[str]) -> dict[str, Any]:
+    carried = (file.metadata() or {}).get(CONFIG)
+    content = _config_json(directory, name)
+    if carried is None or SAVED not in content:
+        return content
+    own = _parsed(carried, directory / WEIGHTS)
+    return content if own.get(SAVED) == content[SAVED] else own
+
+
+def _config_json(directory: Path, name: str | os.PathLike[str]) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise CheckpointError(
             f"'{name}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training, by "
             f"fine-tuning, or by `multimae-eo convert`. {NO_WEIGHTS}"
         )
+    return _parsed(path.read_text(), path)
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"'{path}' is not JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -160,7 +201,22 @@ def read_content(name: str | os.PathLike[str]) -> dict[str, Any]:
 
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
     """Read the configuration of a checkpoint."""
-    return _described(from_json, read_content(directory)["model"], directory)
+    return config_of(read_content(directory), directory)
+
+
+def config_of(content: Mapping[str, Any], directory: str | os.PathLike[str]) -> ModelConfig:
+    """The model that the content of config.json describes; raises CheckpointError."""
+    return _described(from_json, content["model"], directory)
+
+
+def task_of(content: Mapping[str, Any], directory: str | os.PathLike[str]) -> TaskConfig:
+    """The task that the content of config.json describes; raises CheckpointError, also for a pre-trained model."""
+    if "task" not in content:
+        raise CheckpointError(
+            f"'{directory}' is a pre-trained model without a head; expected a fine-tuned one, such as the "
+            "folder best of `multimae-eo finetune`."
+        )
+    return _described(task_from_json, content["task"], directory)
 
 
 def _described(read: Callable[[Any], T], entry: Any, directory: str | os.PathLike[str]) -> T:
@@ -172,10 +228,27 @@ def _described(read: Callable[[Any], T], entry: Any, directory: str | os.PathLik
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a safetensors file."""
+    with _opened(path) as file:
+        return _tensors(file)
+
+
+def _tensors(file: Any) -> dict[str, Tensor]:
+    return {name: file.get_tensor(name) for name in file.offset_keys()}
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A safetensors file, whose header has been checked; of one save, though the library opens it twice."""
     if not Path(path).is_file():
         raise CheckpointError(f"'{path}' does not exist.")
     try:
-        return safetensors.torch.load_file(path)
+        opened = False
+        while not opened:
+            known = os.stat(path)
+            with safe_open(path, framework="pt") as file:
+                opened = (known.st_ino, known.st_mtime_ns) == ((now := os.stat(path)).st_ino, now.st_mtime_ns)
+                if opened:
+                    yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' is not a safetensors file, or is damaged: {error}.") from error
 
@@ -188,40 +261,38 @@ def load(name: str | os.PathLike[str], config: ModelConfig | None = None) -> Enc
     Raises CheckpointError.
     """
     directory = locate(name)
-    described = config or load_config(directory)
-    return filled(lambda: Encoder(described), directory, prefix=ENCODER)
+    return filled(lambda content: Encoder(config or config_of(content, directory)), directory, prefix=ENCODER)
 
 
 def load_model(name: str | os.PathLike[str]) -> MultiMAE:
     """Load a pre-trained model, encoder and decoders, strictly; name as of `load`; raises CheckpointError."""
     directory = locate(name)
-    config = load_config(directory)
-    return filled(lambda: MultiMAE(config), directory)
+    return filled(lambda content: MultiMAE(config_of(content, directory)), directory)
 
 
 def load_predictor(name: str | os.PathLike[str]) -> Predictor:
     """Load a fine-tuned model, the encoder with its head, strictly; name as of `load`; raises CheckpointError."""
     directory = locate(name)
-    content = read_content(directory)
-    if "task" not in content:
-        raise CheckpointError(
-            f"'{directory}' is a pre-trained model without a head; expected a fine-tuned one, such as the "
-            "folder best of `multimae-eo finetune`."
-        )
-    task = _described(task_from_json, content["task"], directory)
-    config = load_config(directory)
-    return filled(lambda: Predictor(config, task), directory)
+    return filled(
+        lambda content: Predictor(config_of(content, directory), task_of(content, directory)),
+        directory,
+    )
 
 
-def filled(build: Callable[[], M], directory: str | os.PathLike[str], *, prefix: str = "") -> M:
-    """A module with the weights of a checkpoint directory, whose names begin with `prefix`.
+def filled(build: Callable[[dict[str, Any]], M], directory: str | os.PathLike[str], *, prefix: str = "") -> M:
+    """A module that is built from the content of config.json, with the weights whose names begin with `prefix`.
 
     It is built without memory or initialisation, and its weights are those of the file, mapped and read when used.
+    Both are of one save, also while another process writes to the directory.
     """
     path = Path(directory) / WEIGHTS
-    tensors = {n.removeprefix(prefix): t for n, t in read_tensors(path).items() if n.startswith(prefix)}
+    if not path.is_file():
+        _config_json(Path(directory), directory)
+    with _opened(path) as file:
+        content = _content_of(file, Path(directory), directory)
+        tensors = {n.removeprefix(prefix): t for n, t in _tensors(file).items() if n.startswith(prefix)}
     with torch.device("meta"):
-        module = build()
+        module = build(content)
     load_tensors(module, tensors, source=f"'{path}'", assign=True)
     return module.eval()
 

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from multimae_eo import __version__
 from multimae_eo.commands import COMMANDS
-from multimae_eo.errors import IncompleteError, MultiMAEError, reason
+from multimae_eo.errors import IncompleteError, MultiMAEError, TerminatedError, reason
 
 
 @dataclass
@@ -30,11 +30,14 @@ def _completion(options: CompletionOptions) -> None:
     print(build_parser().get_completion_script(f"shtab-{options.shell}"))
 
 
+# What the command exits with after SIGTERM, once the state is saved: EX_TEMPFAIL of sysexits.h, "try again later".
+TERMINATED = 75
+
 ALL = {**COMMANDS, "completion": (CompletionOptions, _completion)}
 
 # The extra that brings what a command may lack: of some packages one of their own, else that of the command.
 EXTRAS = {"upath": "remote", "shtab": "completion", "onnx": "export", "onnxscript": "export"}
-_NEEDS = {"maps": ("predict", "embed", "fill", "import"), "data": ("pack", "synthesize")}
+_NEEDS = {"maps": ("predict", "embed", "fill", "import"), "data": ("pack", "synthesize", "verify")}
 _OTHERS = {"h5py": "data", "isal": "data", "rasterio": "maps", "tqdm": "maps", "matplotlib": "train"}
 
 
@@ -134,6 +137,9 @@ def main(arguments: list[str] | None = None) -> None:
     except IncompleteError as error:
         print(f"incomplete: {error}", file=sys.stderr)
         raise SystemExit(3) from None
+    except TerminatedError as error:
+        print(f"terminated: {error}", file=sys.stderr)
+        raise SystemExit(TERMINATED) from None
     except MultiMAEError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         raise SystemExit(2) from None

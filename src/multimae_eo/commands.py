@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from multimae_eo.data.import_options import ImportOptions
+from multimae_eo.data.options import DownloadOptions, PackOptions, SynthesizeOptions, VerifyOptions
 from multimae_eo.finetune_options import EvaluateOptions, FinetuneOptions, GeobenchOptions, ProbeOptions
 from multimae_eo.maps.options import EmbedOptions, FillOptions, PredictOptions, ReportOptions
-from multimae_eo.modalities import PAPER_INPUTS, get_modality, parse_view
+from multimae_eo.modalities import get_modality, parse_view
 from multimae_eo.options import PretrainOptions, demo_options
+
+# So many faults are printed.
+SHOWN = 20
 
 
 @dataclass
@@ -49,68 +53,6 @@ class ReconstructOptions:
     num_visible: int = 49
     seed: int = 0
     out: Path = Path("reconstruction.png")
-
-
-@dataclass
-class SynthesizeOptions:
-    """Write a synthetic world; needs no download.
-
-    Args:
-        out: folder to write the data set into.
-        layout: mmearth, for pre-training; geobench: three labelled data sets over the same tiles of another world;
-            scene: GeoTIFFs of one place, to make maps of.
-        name: of the data set or scene; those of geobench have names of their own.
-        tiles: number of tiles; a scene is one.
-        tile_px: edge of a tile, or of the scene, in pixels of 10 m.
-        seed: decides the world.
-        workers: processes; default: one per core.
-    """
-
-    out: Path = Path("data")
-    layout: Literal["mmearth", "geobench", "scene"] = "mmearth"
-    name: str = "synthetic"
-    tiles: int = 1000
-    tile_px: int = 64
-    seed: int = 0
-    workers: int | None = None
-
-
-@dataclass
-class PackOptions:
-    """Write a copy of a data set that trains faster: only the bands that are needed, uncompressed, in large files.
-
-    Goes on where it was stopped; a complete copy is only checked.
-
-    Args:
-        data: folder of a data set in the MMEarth layout.
-        out: folder to write the copy into, which gets the name of the data set.
-        modalities: what is kept; default: the paper's six.
-        tiles_per_shard: tiles in one file.
-    """
-
-    data: Path
-    out: Path
-    modalities: list[str] = field(default_factory=lambda: list(PAPER_INPUTS))
-    tiles_per_shard: int = 4096
-
-
-@dataclass
-class DownloadOptions:
-    """Download MMEarth or GEO-Bench; goes on where it was stopped, and only checks what is complete.
-
-    Args:
-        what: mmearth64, mmearth100k, mmearth, geobench, or one of its sets as geobench:NAME.
-        out: folder to download into; MMEarth makes a folder of its own in it.
-        only: names or patterns of files to take, such as "*.json" or m-eurosat; all by default.
-        workers: files that come down at the same time.
-        base: address of a mirror: the folder of MMEarth's files, or a Hub for GEO-Bench; the publishers' by default.
-    """
-
-    what: str
-    out: Path = Path("data")
-    only: list[str] = field(default_factory=list)
-    workers: int = 4
-    base: str | None = None
 
 
 @dataclass
@@ -256,6 +198,31 @@ def _download(options: DownloadOptions) -> None:
     print(f"Wrote {place}, complete and checked. Look at it: multimae-eo inspect {place}")
 
 
+def _verify(options: VerifyOptions) -> None:
+    from multimae_eo.data.verify import verify
+    from multimae_eo.errors import ConfigError, IncompleteError
+
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError(f"workers must be 1 or more; got {options.workers}.")
+    report = verify(options.data, workers=options.workers, progress=TimeLeft())
+    if options.out is not None:
+        report.write(options.out)
+    if not report.faults:
+        print(f"{options.data}: {report.total} tiles or images, all of them whole.")
+        return
+    for fault in report.faults[:SHOWN]:
+        what = " ".join(filter(None, (fault.row and f"row {fault.row}", fault.name)))
+        print(f"  {what} of {fault.where}: {fault.cause}")
+    more = len(report.faults) - SHOWN
+    listed = (
+        f" Listed in {options.out}." if options.out else f" And {more} more; --out FILE lists all." if more > 0 else ""
+    )
+    raise IncompleteError(
+        f"'{options.data}': {len(report.faults)} faults among {report.total} tiles or images.{listed} Fetch or pack "
+        "these anew, take them out of the splits, or train without them: --data.max_unread."
+    )
+
+
 def _inspect(options: InspectOptions) -> None:
     from multimae_eo.explain.kinds import explain
 
@@ -370,6 +337,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "fill": (FillOptions, _fill),
     "report": (ReportOptions, _report),
     "inspect": (InspectOptions, _inspect),
+    "verify": (VerifyOptions, _verify),
     "export": (ExportOptions, _export),
     "convert": (ConvertOptions, _convert),
     "download": (DownloadOptions, _download),

@@ -48,8 +48,16 @@ class CheckpointError(MultiMAEError):
     """A checkpoint cannot be read, or its tensors do not fit the model."""
 
 
+class UnreadError(DataError):
+    """A tile or an image could not be read this time; it may be read again, or be left out."""
+
+
 class DivergedError(MultiMAEError):
     """The loss or its gradient was not finite for too many steps in a row."""
+
+
+class TerminatedError(MultiMAEError):
+    """The run was told to end (SIGTERM), and can go on later; the command line exits with 75."""
 
 
 class WriteError(MultiMAEError):

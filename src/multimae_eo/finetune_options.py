@@ -55,6 +55,10 @@ class LabelledOptions:
         flips: mirror training images at random.
         drop_modality: probability with which each modality of a training image is hidden from the model; one stays.
         drop_channel: probability with which each band of a training image is hidden from the model.
+        retries: how often to try again where an image cannot be read or a reading process is killed, after pauses of
+            0.5 s, 1 s, 2 s, ... up to a minute.
+        max_unread: how many different training images may stay unreadable; they are left out, and listed in
+            OUT/unread.csv. Of other splits none may.
         folder: what your GeoTIFFs hold.
     """
 
@@ -70,6 +74,8 @@ class LabelledOptions:
     flips: Literal["none", "horizontal", "both"] = "both"
     drop_modality: float = 0.0
     drop_channel: float = 0.0
+    retries: int = 4
+    max_unread: int = 0
     folder: FolderOptions = field(default_factory=FolderOptions)
 
 
@@ -273,7 +279,7 @@ class GeobenchOptions:
 
 FINETUNE_RANGES: dict[str, tuple[float, float | None]] = {
     **{n: r for n, r in RANGES.items() if n.split(".")[-1] in {f.name for f in fields(FinetuneOptim)}},
-    **{name: RANGES[name] for name in ("seed", "data.workers", "trainer.threads")},
+    **{name: RANGES[name] for name in ("seed", "data.workers", "data.retries", "data.max_unread", "trainer.threads")},
     "data.drop_modality": (0, 1),
     "data.drop_channel": (0, 1),
     "optim.layer_decay": (0, None),

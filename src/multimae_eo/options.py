@@ -96,6 +96,9 @@ class DataOptions:
         val_fraction: share of the tiles held out, in whole blocks, where the data set has no validation split.
         val_block_degrees: edge of those blocks in degrees, at least 1.
         val_tiles: validate on at most so many tiles.
+        retries: how often to try again where a tile cannot be read or a reading process is killed, after pauses of
+            0.5 s, 1 s, 2 s, ... up to a minute.
+        max_unread: how many different tiles may stay unreadable; they are left out, and listed in OUT/unread.csv.
     """
 
     root: str | Path | None = None
@@ -104,6 +107,8 @@ class DataOptions:
     val_fraction: float = 0.01
     val_block_degrees: float = 1.0
     val_tiles: int = 4096
+    retries: int = 4
+    max_unread: int = 0
 
 
 @dataclass
@@ -215,6 +220,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "mask.num_visible": (1, None),
     "data.workers": (0, None),
     "data.val_tiles": (1, None),
+    "data.retries": (0, None),
+    "data.max_unread": (0, None),
     "optim.batch_size": (1, None),
     "optim.micro_batches": (1, None),
     "optim.epochs": (1, None),

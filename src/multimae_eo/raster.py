@@ -89,6 +89,11 @@ def rows(batch: Batch, part: slice | int) -> Batch:
     return {name: Raster(*(tensor[part] for tensor in raster)) for name, raster in batch.items()}
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches of the same modalities and sizes as one."""
+    return {n: Raster(*map(torch.cat, zip(*(b[n] for b in batches), strict=True))) for n in batches[0]}
+
+
 def pad(batch: Batch, *, strides: Mapping[str, int], multiple: int) -> Batch:
     """Pad every raster right and below with invalid pixels, to a frame whose edges `multiple` divides.
 

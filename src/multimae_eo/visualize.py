@@ -18,6 +18,7 @@ from multimae_eo.masking import TokenMask
 from multimae_eo.modalities import Categorical, Continuous, Modality
 from multimae_eo.model import Decoder, MultiMAE
 from multimae_eo.raster import Batch, Raster
+from multimae_eo.whole import written
 
 # Grey of pixels that are hidden, and of those that were never measured.
 HIDDEN, MISSING = (0.80, 0.80, 0.80), (0.45, 0.45, 0.45)
@@ -177,7 +178,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as PNG; it appears under its name only when complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with written(path) as partial:
+        figure.savefig(partial, format="png")
     return path

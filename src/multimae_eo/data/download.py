@@ -18,6 +18,7 @@ from typing import BinaryIO
 from multimae_eo.data import web
 from multimae_eo.data.releases import FOLDERS, MMEARTH, NAMES, Remote, chosen, hub_files, hub_list, mmearth_files
 from multimae_eo.errors import ConfigError, DataError, UnknownNameError, WriteError
+from multimae_eo.whole import held
 
 Progress = Callable[[int, int], None]
 PROGRESS_S = 0.2
@@ -51,7 +52,13 @@ def download(
     if workers < 1:
         raise ConfigError(f"workers must be 1 or more; got {workers}.")
     base = None if base is None else web.address(base)
-    job = _Job(Path(out))
+    with held(Path(out) / f".{what.replace(':', '-')}.lock", Path(out)):
+        return _download(what, _Job(Path(out)), only, workers, base, progress)
+
+
+def _download(
+    what: str, job: "_Job", only: Sequence[str], workers: int, base: str | None, progress: Progress | None
+) -> Path:
     if what in MMEARTH:
         listed = mmearth_files(what, base)
     else:

@@ -74,6 +74,15 @@ class Sample(NamedTuple):
     label: Label
 
 
+def blank(about: Description, edge: int) -> Sample:
+    """A sample of which nothing was measured and no label is known; edge: of its image in pixels."""
+    size = (edge, edge)
+    shape = size if about.dense else (len(about.classes),) if about.task == "multilabel" else ()
+    dtype = np.int64 if about.task in ("classification", "segmentation") else np.float32
+    values = np.zeros((len(about.bands), *size), np.float32)
+    return Sample(values, values > 0, Label(np.zeros(shape, dtype), np.zeros(size if about.dense else (), bool)))
+
+
 class Labelled(Protocol):
     """A source of labelled images; reading is by id, so that any process can do it."""
 

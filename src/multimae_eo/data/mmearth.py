@@ -16,7 +16,7 @@ import numpy as np
 from multimae_eo.data.chunks import TileChunks
 from multimae_eo.data.layout import ADDRESSES, ARRAYS, Address, settled
 from multimae_eo.data.tiles import Buffers, Tiles, find, read_json
-from multimae_eo.errors import ConfigError, DataError, StatisticsError
+from multimae_eo.errors import ConfigError, DataError, StatisticsError, UnreadError
 from multimae_eo.modalities import Continuous, Modality, Statistics
 from multimae_eo.raster import Batch
 
@@ -99,14 +99,14 @@ class MMEarth(Tiles):
         self._sources = {m.name: _source(m) for m in self.modalities}
         self._arrays = tuple(dict.fromkeys(array for array, _ in self._sources.values()))
         specs = {name: ARRAYS[array] for name, (array, _) in self._sources.items()}
-        self._kinds = {m.name: (len(m.bands), *specs[m.name][1:]) for m in self.modalities}
+        self.kinds = {m.name: (len(m.bands), *specs[m.name][1:]) for m in self.modalities}
         self._s2_types: dict[str, str] = {}
         self._decided: dict[str | None, dict[str, int | None]] = {}
         self.length, self.tile_px = self._check()
 
     def read(self, rows: Sequence[int]) -> Batch:
         """See `Tiles.read`; values are of the types in `layout.ARRAYS`."""
-        buffers = Buffers(len(rows), self.tile_px, self._kinds)
+        buffers = Buffers(len(rows), self.tile_px, self.kinds)
         products = {name: np.zeros(len(rows), np.int64) for name in self._sources}
         for place, row in enumerate(rows):
             raw = {name: settled(name, self._tile(name, row)) for name in self._arrays}
@@ -196,7 +196,7 @@ class MMEarth(Tiles):
             try:
                 self._open, self._chunks = (os.getpid(), h5py.File(self.path, "r")), {}
             except OSError as error:
-                raise DataError(f"'{self.path}' cannot be read as HDF5, it may be truncated: {error}.") from error
+                raise UnreadError(f"'{self.path}' cannot be read as HDF5, it may be truncated: {error}.") from error
         return self._open[1]
 
     def close(self) -> None:
@@ -214,8 +214,8 @@ class MMEarth(Tiles):
             if name not in self._chunks:
                 self._chunks[name] = TileChunks(file[name])
             return self._chunks[name][row]
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise DataError(f"'{self.path}', array '{name}', row {row} cannot be read: {error}.") from error
+        except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:
+            raise UnreadError(f"'{self.path}', array '{name}', row {row} cannot be read: {error}.") from error
 
     def _s2_type(self, row: int) -> str | None:
         """ "L1C" or "L2A"; from the metadata, or where that lacks it from tile_info.json."""

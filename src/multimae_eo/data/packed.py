@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from multimae_eo.data.tiles import INDEX, Buffers, Tiles, find, read_json
-from multimae_eo.errors import DataError, StatisticsError
+from multimae_eo.errors import DataError, StatisticsError, UnreadError
 from multimae_eo.modalities import Modality
 from multimae_eo.raster import Batch
 
@@ -98,7 +98,7 @@ class Packed(Tiles):
         self.tile_px, self.length = self.index.tile_px, self.index.tiles
         self.record = self.index.record
         self._stored = {m.name: _matching(m, self.index.modalities, self.path) for m in modalities}
-        self._kinds = {n: (len(s.bands), s.dtype, float(s.missing)) for n, s in self._stored.items()}
+        self.kinds = {n: (len(s.bands), s.dtype, float(s.missing)) for n, s in self._stored.items()}
         # Index of a product in the pack -> its index in the modality as it is asked for, -1 without statistics.
         self._products = {
             m.name: np.array([m.products.index(p) if p in m.products else -1 for p in self._stored[m.name].products])
@@ -112,7 +112,7 @@ class Packed(Tiles):
 
     def read(self, rows: Sequence[int]) -> Batch:
         """See `Tiles.read`; one contiguous read per tile."""
-        buffers = Buffers(len(rows), self.tile_px, self._kinds)
+        buffers = Buffers(len(rows), self.tile_px, self.kinds)
         kinds = np.empty((len(rows), len(self._place)), np.uint8)
         runs = self._runs({**buffers.values, PRODUCTS: kinds})
         for place, row in enumerate(rows):
@@ -164,13 +164,16 @@ class Packed(Tiles):
             raise DataError(f"'{self.path}': row {row} is none of its {self.length} tiles.")
         number, place = divmod(row, self.index.tiles_per_shard)
         start = self.index.shards[number].header + place * self.record.itemsize
-        file, position = self._file(number), -1
-        for offset, part in runs:
-            if start + offset != position:
-                file.seek(start + offset)
-            if file.readinto(part.data) != part.nbytes:  # type: ignore[attr-defined]
-                raise DataError(f"'{self._shard(number)}' ends within row {row}, it is cut; pack again.")
-            position = start + offset + part.nbytes
+        try:
+            file, position = self._file(number), -1
+            for offset, part in runs:
+                if start + offset != position:
+                    file.seek(start + offset)
+                if file.readinto(part.data) != part.nbytes:  # type: ignore[attr-defined]
+                    raise UnreadError(f"'{self._shard(number)}' ends within row {row}, it is cut; pack again.")
+                position = start + offset + part.nbytes
+        except OSError as error:
+            raise UnreadError(f"'{self._shard(number)}', row {row} cannot be read: {error}.") from error
 
     def _file(self, number: int) -> BinaryIO:
         if self._owner != os.getpid():  # a file position is shared with the process that opened it

@@ -29,6 +29,7 @@ from multimae_eo.data.packed import (
 from multimae_eo.data.tiles import INDEX, Tiles, find, read_json
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.modalities import Modality
+from multimae_eo.whole import claimed, written
 
 SIDE_FILES = ("band_stats", "splits")
 AT_A_TIME = 64  # tiles that are read and written together
@@ -63,7 +64,8 @@ def pack(
     if folder.resolve() == source.folder.resolve():
         raise ConfigError(f"'{folder}' holds the data set itself; give another --out.")
     try:
-        return _write(source, folder, tiles_per_shard, progress)
+        with claimed(folder):
+            return _write(source, folder, tiles_per_shard, progress)
     except OSError as error:
         raise DataError(
             f"'{folder}' cannot be written: {error.strerror}. Make room, or give another --out, and run it again."
@@ -155,21 +157,16 @@ def _noted(index: Index, number: int, shard: Shard) -> Index:
 
 def _write_shard(source: Tiles, rows: range, folder: Path, number: int, plan: Index) -> Shard:
     path, digest = folder / shard_name(source.name, number), hashlib.sha256()
-    partial = path.with_name(f".{path.name}.partial")  # of a killed call: written over
     header = {"descr": np.lib.format.dtype_to_descr(plan.record), "fortran_order": False, "shape": (len(rows),)}
-    try:
-        with open(partial, "w+b") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            start = file.tell()
-            file.seek(0)
-            digest.update(file.read())
-            for first in range(rows.start, rows.stop, AT_A_TIME):
-                content = _records(source, rows[first - rows.start :][:AT_A_TIME], plan).tobytes()
-                digest.update(content)
-                file.write(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written(path) as partial, open(partial, "w+b") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.seek(0)
+        digest.update(file.read())
+        for first in range(rows.start, rows.stop, AT_A_TIME):
+            content = _records(source, rows[first - rows.start :][:AT_A_TIME], plan).tobytes()
+            digest.update(content)
+            file.write(content)
     return Shard(len(rows), start, digest.hexdigest())
 
 
@@ -188,10 +185,8 @@ def _write_facts(source: MMEarth, folder: Path) -> str:
     facts["tile_id"] = [source.tile_id(row).encode() for row in range(len(source))]
     facts["lat"], facts["lon"] = source.places(np.arange(len(source))) if source.has_places else (np.nan, np.nan)
     path = folder / f"{source.name}{TILES}"
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
+    with written(path) as partial, open(partial, "wb") as file:
         np.save(file, facts)
-    os.replace(partial, path)
     return checksum(path)
 
 
@@ -202,6 +197,5 @@ def _write_json(path: Path, index: Index) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file that appears under its name only when whole."""
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with written(path) as partial:
+        partial.write_bytes(content)

@@ -6,6 +6,8 @@ import os
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import torch
 from torch.utils.data import Dataset
 
 from multimae_eo.data.layout import SPLITS
-from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.data.patience import Patience
+from multimae_eo.errors import ConfigError, DataError, UnreadError
 from multimae_eo.modalities import Modality
-from multimae_eo.raster import Batch, Raster
+from multimae_eo.raster import Batch, Raster, joined
 from multimae_eo.raster import rows as some
 
 SPLITS_LAYOUT = '{"train": [rows], "val": [rows], "test": [rows]}'
@@ -81,6 +84,7 @@ class Tiles(Dataset[Batch], ABC):
     modalities: tuple[Modality, ...]
     length: int
     tile_px: int
+    kinds: Mapping[str, tuple[int, str, float]]  # see `Buffers`
 
     @abstractmethod
     def read(self, rows: Sequence[int]) -> Batch:
@@ -100,6 +104,22 @@ class Tiles(Dataset[Batch], ABC):
     @abstractmethod
     def close(self) -> None:
         """Close what is open; the next read opens it again."""
+
+    def blank(self, number: int) -> Batch:
+        """Tiles of which nothing was measured, as `read` gives them."""
+        buffers = Buffers(number, self.tile_px, self.kinds)
+        for name, values in buffers.values.items():
+            values[:] = values.dtype.type(self.kinds[name][2])
+        return buffers.batch({name: np.zeros(number, np.int64) for name in self.kinds})
+
+    def read_patiently(self, rows: Sequence[int], patience: Patience) -> tuple[Batch, np.ndarray]:
+        """As `read`, with patience; also which rows were left out, [len(rows)], whose tiles are valid nowhere."""
+        names = [f"row {row} of {self.path.name}" for row in rows]
+        if not patience.unread.keys() & names:
+            with suppress(UnreadError):
+                return self.read(rows), np.zeros(len(rows), bool)
+        tiles = [patience.read(n, partial(self.read, [row]), self.close) for n, row in zip(names, rows, strict=True)]
+        return joined([self.blank(1) if t is None else t for t in tiles]), np.array([t is None for t in tiles])
 
     def __len__(self) -> int:
         return self.length

@@ -8,10 +8,19 @@ from typing import Any, Self
 
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
 
-from multimae_eo.checkpoint import CONFIG, ENCODER, WEIGHTS, describe, filled, load_config, read_content, write_files
-from multimae_eo.config import TaskConfig, task_from_json
+from multimae_eo.checkpoint import (
+    CONFIG,
+    ENCODER,
+    WEIGHTS,
+    config_of,
+    describe,
+    filled,
+    read_content,
+    task_of,
+    write_files,
+)
+from multimae_eo.config import TaskConfig
 from multimae_eo.encoder import Encoder
-from multimae_eo.errors import CheckpointError
 from multimae_eo.modalities import Categorical, Modality
 from multimae_eo.model import MultiMAE
 from multimae_eo.predictor import Predictor
@@ -82,8 +91,7 @@ class HubEncoder(_Hub, Encoder):
 
     @classmethod
     def _built(cls, directory: Path) -> Self:
-        config = load_config(directory)
-        return filled(lambda: cls(config), directory, prefix=ENCODER)
+        return filled(lambda content: cls(config_of(content, directory)), directory, prefix=ENCODER)
 
 
 class HubModel(_Hub, MultiMAE):
@@ -91,8 +99,7 @@ class HubModel(_Hub, MultiMAE):
 
     @classmethod
     def _built(cls, directory: Path) -> Self:
-        config = load_config(directory)
-        return filled(lambda: cls(config), directory)
+        return filled(lambda content: cls(config_of(content, directory)), directory)
 
 
 class HubPredictor(_Hub, Predictor):
@@ -100,11 +107,7 @@ class HubPredictor(_Hub, Predictor):
 
     @classmethod
     def _built(cls, directory: Path) -> Self:
-        content = read_content(directory)
-        if "task" not in content:
-            raise CheckpointError(f"'{directory}' is a pre-trained model without a head; take HubModel or HubEncoder.")
-        task, config = task_from_json(content["task"]), load_config(directory)
-        return filled(lambda: cls(config, task), directory)
+        return filled(lambda content: cls(config_of(content, directory), task_of(content, directory)), directory)
 
 
 def model_card(

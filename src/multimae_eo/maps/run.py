@@ -25,6 +25,7 @@ from multimae_eo.maps.options import SourceOptions, TileOptions, as_sources
 from multimae_eo.maps.scene import Scene
 from multimae_eo.maps.tiling import Tiling, blend, touching
 from multimae_eo.maps.writing import CACHE, Layout, Strips, write_cog
+from multimae_eo.whole import held
 
 PANEL = 8192  # columns that are worked on at once, so that memory does not grow with the width of a scene
 
@@ -54,19 +55,20 @@ def map_scene(
         "DATES": ", ".join(scene.dates),
     }
     grid, layout = grid or scene.grid, dataclasses.replace(layout, tags={**tags, **layout.tags})
-    strips, shape = Strips(out, about), (grid.height, grid.width)
+    shape = grid.height, grid.width
     width = max(rows.tiling.size, PANEL // rows.cell)
     panels = [range(left, min(left + width, shape[1])) for left in range(0, shape[1], width)]
     for note in scene.notes:
         tqdm.write(note, file=sys.stderr)
     try:
-        with closing(rows), closing(scene):
+        with held(out.with_name(f".{out.name}.lock"), out), closing(rows), closing(scene):
+            strips = Strips(out, about)
             scene.damage.add(strips.damage())
             compute(scene, rows, strips, encode, panels, shape, progress=tiles.progress)
-        written = write(strips, grid, layout)
+            written = write(strips, grid, layout)
+            strips.discard()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; the same command goes on") from None
-    strips.discard()
     if scene.damage:
         raise IncompleteError(
             f"'{written}' is written, with no data where a source is damaged: {scene.damage.describe()}."

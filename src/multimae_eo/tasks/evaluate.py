@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from multimae_eo.tasks.kinds import task_for
 from multimae_eo.tasks.samples import LabelledExample, Setup, in_order, notes_of, open_source
 from multimae_eo.tasks.task import Task, intervals
 from multimae_eo.tasks.trainer import prepare, writable
+from multimae_eo.whole import written
 
 Metrics = dict[str, tuple[float, float, float]]
 
@@ -178,12 +178,10 @@ def flat(metrics: Metrics) -> dict[str, float]:
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows as a CSV, which appears under its name only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with open(partial, "w", newline="") as file:
+    with written(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def table_in_words(rows: Sequence[Mapping[str, Any]]) -> str:

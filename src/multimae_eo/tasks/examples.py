@@ -1,28 +1,29 @@
 """What pre-training is fed: crops, flips and mask noise, each a pure function of (seed, epoch, row)."""
 
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import lightning.pytorch as lightning
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from multimae_eo.config import ModelConfig
+from multimae_eo.data.patience import Patience
 from multimae_eo.data.tiles import Tiles
 from multimae_eo.errors import ConfigError, DataError, SizeError
 from multimae_eo.masking import MaskNoise, draw_noise, enough_tokens
 from multimae_eo.modalities import Categorical
 from multimae_eo.options import PretrainOptions
 from multimae_eo.raster import Batch, OwnGrids, Raster, cut, rows, token_valid
-from multimae_eo.shapes import Int
+from multimae_eo.shapes import Bool, Int
+from multimae_eo.tasks.loading import Loader
 
 # What a random stream is for; a part of its key.
 ORDER, TRAIN, VALIDATE = 1, 2, 3
+# Of a run: what could not be read.
+UNREAD = "unread.csv"
 
 
 def philox(seed: int, purpose: int, epoch: int = 0, row: int = 0) -> np.random.Generator:
@@ -34,13 +35,14 @@ class Examples(NamedTuple):
     """A batch as the loader hands it over: whole tiles as they are stored, and what is still to be done with them.
 
     batch: rasters [b, c, tile_px, tile_px] of integers, with validity; window: [b, 4], see `raster.cut`; noise: of the
-    masks; rows: [b], of the file.
+    masks; rows: [b], of the file; unread: bool [b], tiles that could not be read and are valid nowhere.
     """
 
     batch: Batch
     window: Int[Tensor, "b 4"]
     noise: MaskNoise
     rows: Int[Tensor, " b"]
+    unread: Bool[Tensor, " b"]
 
     def to(self, device: torch.device) -> "Examples":
         """The same on the device that computes; from pinned memory without waiting for it."""
@@ -49,8 +51,8 @@ class Examples(NamedTuple):
             return [part.to(device, non_blocking=True) for part in parts]
 
         batch = {name: Raster(*move(raster)) for name, raster in self.batch.items()}
-        window, rows = move((self.window, self.rows))
-        return Examples(batch, window, MaskNoise(*move(self.noise)), rows)
+        window, rows, unread = move((self.window, self.rows, self.unread))
+        return Examples(batch, window, MaskNoise(*move(self.noise)), rows, unread)
 
 
 class Prepare(nn.Module):
@@ -74,13 +76,14 @@ class ExampleSource(Dataset[Examples]):
     """Examples by lists of (epoch, row): tiles, where to cut and flip them, and mask noise.
 
     purpose: TRAIN crops and flips at random, VALIDATE takes the centre. Raises BatchError where a tile has fewer valid
-    tokens than the budget, unless short samples are masked.
+    tokens than the budget, unless short samples are masked, and DataError where too many cannot be read.
     """
 
     def __init__(self, tiles: Tiles, config: ModelConfig, options: PretrainOptions, purpose: int):
         if tiles.tile_px < config.image_size:
             raise SizeError(f"tiles of {tiles.tile_px} px cannot be cropped to model.image_size {config.image_size}.")
         self.tiles, self.config, self.purpose = tiles, config, purpose
+        self.patience = Patience(options.data.retries, options.data.max_unread, options.out / UNREAD)
         self.prepare = Prepare(config)
         self.seed, self.flips, self.mask = options.seed, options.data.flips, options.mask
         self.alphas = options.mask.per_modality(config.input_modalities)
@@ -90,11 +93,13 @@ class ExampleSource(Dataset[Examples]):
         """The examples of some keys, as one batch; a loader takes them as they are (`collate_fn=as_read`)."""
         chosen = [row for _, row in keys]
         windows, noise = zip(*(self._draw(epoch, row) for epoch, row in keys), strict=True)
+        batch, unread = self.tiles.read_patiently(chosen, self.patience)
         examples = Examples(
-            self.tiles.read(chosen),
+            batch,
             torch.tensor(windows),
             MaskNoise(*(torch.stack(part) for part in zip(*noise, strict=True))),
             torch.tensor(chosen),
+            torch.from_numpy(unread),
         )
         if self.mask.short_samples == "error":
             self._check(examples)
@@ -112,7 +117,8 @@ class ExampleSource(Dataset[Examples]):
     def _check(self, examples: Examples) -> None:
         """Count valid tokens, exactly only where a tile has so many invalid pixels that it could have too few."""
         lost = sum(self._most_invalid(name, examples.batch[name]) for name in self.config.input_modalities)
-        for index in np.flatnonzero(self.shape[0] * self.shape[1] - lost < self.mask.num_visible).tolist():
+        short = self.shape[0] * self.shape[1] - lost < self.mask.num_visible
+        for index in np.flatnonzero(short & ~examples.unread.numpy()).tolist():
             one = slice(index, index + 1)
             batch = self.prepare(rows(examples.batch, one), examples.window[one])
             number = sum(
@@ -159,18 +165,21 @@ class Steps(Sampler[list[tuple[int, int]]]):
         self.rows, self.batch_size, self.steps, self.seed = rows, batch_size, steps, seed
         self.start, self.rank, self.ranks = start, rank, ranks
         self.per_epoch = len(rows) // batch_size
+        self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, known = self.rows, -1
         for step in range(self.start, self.steps):
-            epoch, part = divmod(step, self.per_epoch)
-            if epoch != known:
-                order, known = philox(self.seed, ORDER, epoch).permutation(self.rows), epoch
-            batch = order[part * self.batch_size : (part + 1) * self.batch_size]
-            yield [(epoch, int(row)) for row in batch[self.rank :: self.ranks]]
+            yield [(step // self.per_epoch, int(row)) for row in self.batch(step)[self.rank :: self.ranks]]
+
+    def batch(self, step: int) -> np.ndarray:
+        """The rows of a step, of all ranks; steps count from 0."""
+        epoch, part = divmod(step, self.per_epoch)
+        if self._order is None or epoch != self._order[0]:
+            self._order = epoch, philox(self.seed, ORDER, epoch).permutation(self.rows)
+        return self._order[1][part * self.batch_size : (part + 1) * self.batch_size]
 
 
 class PretrainData(lightning.LightningDataModule):
@@ -183,7 +192,7 @@ class PretrainData(lightning.LightningDataModule):
         self.rows = tiles.splits(
             val_fraction=data.val_fraction, block_degrees=data.val_block_degrees, seed=options.seed
         )
-        Steps(self.rows["train"], batch_size=options.optim.batch_size, steps=0, seed=options.seed)  # checks the sizes
+        self.steps(0)  # checks the sizes
         self.examples(TRAIN)
         if not len(self.rows["val"]):
             raise DataError(f"'{tiles.path}': the validation split is empty; raise data.val_fraction.")
@@ -196,70 +205,38 @@ class PretrainData(lightning.LightningDataModule):
         """Steps of one pass over the training tiles."""
         return max(1, len(self.rows["train"]) // self.options.optim.batch_size)
 
-    def train_dataloader(self) -> DataLoader[Examples]:
-        optim, trainer = self.options.optim, self.trainer
+    def train_dataloader(self) -> Loader[Examples]:
+        trainer = self.trainer
         assert trainer is not None
-        steps = Steps(
-            self.rows["train"],
-            batch_size=optim.batch_size,
-            steps=trainer.max_steps,
-            seed=self.options.seed,
-            start=trainer.global_step,
-            rank=trainer.global_rank,
-            ranks=trainer.world_size,
-        )
+        steps = self.steps(trainer.max_steps, trainer.global_step, trainer.global_rank, trainer.world_size)
         return self._loader(TRAIN, steps)
 
-    def val_dataloader(self) -> DataLoader[Examples]:
+    def steps(self, steps: int, start: int = 0, rank: int = 0, ranks: int = 1) -> Steps:
+        """The batches of the training steps of one device."""
+        size = self.options.optim.batch_size
+        rows, seed = self.rows["train"], self.options.seed
+        return Steps(rows, batch_size=size, steps=steps, seed=seed, start=start, rank=rank, ranks=ranks)
+
+    def val_dataloader(self) -> Loader[Examples]:
         trainer = self.trainer
         assert trainer is not None
         return self.validation_batches(trainer.global_rank, trainer.world_size)
 
-    def validation_batches(self, rank: int = 0, ranks: int = 1) -> DataLoader[Examples]:
+    def validation_batches(self, rank: int = 0, ranks: int = 1) -> Loader[Examples]:
         """The validation examples of one device, in batches; the same at every call."""
         rows = self.rows["val"][rank::ranks].tolist()
         size = max(1, self.options.optim.batch_size // self.options.optim.micro_batches // ranks)
         batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
         return self._loader(VALIDATE, batches)
 
-    def training_batches(self) -> DataLoader[Examples]:
+    def training_batches(self) -> Loader[Examples]:
         """The training examples of the first epoch, in batches."""
-        size = self.options.optim.batch_size
-        return self._loader(
-            TRAIN, Steps(self.rows["train"], batch_size=size, steps=self.per_epoch, seed=self.options.seed)
-        )
+        return self._loader(TRAIN, self.steps(self.per_epoch))
 
     def examples(self, purpose: int) -> ExampleSource:
         """The source of the examples, in this process."""
         return ExampleSource(self.tiles, self.config, self.options, purpose)
 
-    def _loader(self, purpose: int, batches: object) -> DataLoader[Examples]:
-        return loader(self.examples(purpose), batches, self.options.data.workers, as_read)
-
-
-def loader(source: Dataset[Any], batches: object, workers: int, collate_fn: Callable[..., Any]) -> DataLoader[Any]:
-    """A loader of batches of (epoch, row), as every run here uses it."""
-    return DataLoader(
-        source,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=collate_fn,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=in_worker,
-    )
-
-
-def in_worker(_: int) -> None:
-    """What a process of a loader begins with: interrupts are left to its parent, whose end is no error of its own.
-
-    A parent that stops while a tensor is handed over breaks a connection; the thread that serves it would print that.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    printed = sys.excepthook
-
-    def unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not issubclass(kind, ConnectionError | EOFError):
-            printed(kind, error, trace)
-
-    sys.excepthook = unless_disconnected
+    def _loader(self, purpose: int, batches: object) -> Loader[Examples]:
+        data = self.options.data
+        return Loader(self.examples(purpose), batches, workers=data.workers, collate_fn=as_read, retries=data.retries)

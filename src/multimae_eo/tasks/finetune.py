@@ -40,6 +40,10 @@ from multimae_eo.tasks.stepping import SteppedTask, parts
 from multimae_eo.tasks.task import Task, intervals, undefined
 from multimae_eo.tasks.trainer import make_trainer, prepare, write_json, write_options
 from multimae_eo.visualize_labels import save_finetune_curves, save_predictions
+from multimae_eo.whole import claimed
+
+# Of a run: the checkpoint that validated best, and the last one.
+WEIGHTS = ("best", "last")
 
 
 class FinetuneTask(SteppedTask):
@@ -73,9 +77,11 @@ class FinetuneTask(SteppedTask):
             loss = self.task.losses(self._predict(part), part.label, part.known).sum() / number
             self.manual_backward(loss)
             total += loss.detach()
-        norm = self._update()
+        norm = self._update(total)
         if self.global_step % self.log_every == 0:
-            self.check_finite(self.global_step, self.skipped_in_a_row.item())
+            in_a_row = self.skipped_in_a_row.item()
+            if error := self.diverged(self.global_step, in_a_row, "'best' holds the weights that validated best."):
+                raise error
             rate = self.learning_rate(self.global_step - 1)
             self._write({"train/loss": total, "train/lr": rate, "train/grad_norm": norm, "train/skipped": self.skipped})
             self.log("loss", total, prog_bar=True, logger=False)
@@ -172,12 +178,13 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
 
     source: the data, where they are not those that options.data names (`TorchSource`, for example).
     """
-    if (options.out / "config.yaml").exists():
-        raise ConfigError(f"'{options.out}' holds a run; remove it, or give another --out.")
-    task, data, setup, labels = assemble(options, source)
-    write_options(options, options.out)
-    seconds = fit(task, data)
-    return finish(task, setup, labels, seconds)
+    with claimed(options.out, *WEIGHTS):
+        if (options.out / "config.yaml").exists():
+            raise ConfigError(f"'{options.out}' holds a run; remove it, or give another --out.")
+        task, data, setup, labels = assemble(options, source)
+        write_options(options, options.out)
+        seconds = fit(task, data)
+        return finish(task, setup, labels, seconds)
 
 
 def assemble(
@@ -235,7 +242,7 @@ def finish(task: FinetuneTask, setup: Setup, labels: LabelSummary, seconds: floa
         warnings.append(f"{kind.primary} had no value on valid; best is the last")
         task.save("best", task.last)
     found = {}
-    for name in ("best", "last"):
+    for name in WEIGHTS:
         model = checkpoint.load_predictor(options.out / name)
         (evidence,) = evidence_of(model, kind, setup, "test", options.trainer, workers=options.data.workers)
         found[name] = Evaluation(intervals(kind, evidence, seed=options.seed), evidence)

@@ -32,6 +32,7 @@ from multimae_eo.tasks.report import normalised, read_results, write_report
 from multimae_eo.tasks.samples import Setup, notes_of, set_up
 from multimae_eo.tasks.task import Task, intervals, undefined
 from multimae_eo.tasks.trainer import prepare, writable
+from multimae_eo.whole import claimed
 
 PROTOCOLS = ("knn", "linear", "finetune")
 INITS = ("pretrained", "random", "band_statistics", "random_convolutions")
@@ -67,6 +68,12 @@ def run_geobench(options: GeobenchOptions) -> Path:
     A data set that is not in `data_root` is left out where datasets is all, else an error. A cell that fails on its
     data is named and left out; the others go on.
     """
+    with claimed(options.out):
+        return run_cells(options)
+
+
+def run_cells(options: GeobenchOptions) -> Path:
+    """As `run_geobench`, in a folder that no other process writes to."""
     options = dataclasses.replace(options, data_root=data_root_of(options))
     prepare(options.trainer, workers=options.workers)
     cells = list(all_cells(options))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multimae_eo.errors import DataError
+from multimae_eo.whole import written
 
 Row = Mapping[str, str]
 # {label of a model: {data set: its rows, one per seed}}
@@ -126,9 +127,8 @@ def write_report(results: Path, out: Path) -> tuple[Path, Path]:
     out.mkdir(parents=True, exist_ok=True)
     texts = {"report.html": _html(sections, intro), "report.md": _markdown(sections, intro)}
     for name, text in texts.items():
-        partial = out / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, out / name)
+        with written(out / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     return out / "report.html", out / "report.md"
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from multimae_eo.whole import written
+
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """The rows of a metrics.csv, as strings; a last row that was cut off is dropped."""
@@ -26,12 +28,20 @@ def truncate(path: Path, before: Mapping[str, int]) -> None:
     with open(path, newline="") as file:
         names = csv.DictReader(file).fieldnames or []
     kept = [row for row in read_rows(path) if int(row["step"]) < before.get(row["kind"], 0)]
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="") as file:
+    with written(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(kept)
-    os.replace(partial, path)
+
+
+def note_skipped(path: Path, steps: Mapping[int, Sequence[int]]) -> None:
+    """List the rows of the data set that some skipped steps learnt from; a step that is listed already is left out."""
+    known = {row["step"] for row in read_rows(path)} if path.exists() else set()
+    with open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if not known:
+            writer.writerow(("step", "rows"))
+        writer.writerows((step, " ".join(map(str, rows))) for step, rows in steps.items() if str(step) not in known)
 
 
 class Rows(Logger):

@@ -1,26 +1,32 @@
 """A pre-training run: builds data, task and Trainer from the options, trains, leaves a checkpoint and pictures."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from multimae_eo import checkpoint, visualize
 from multimae_eo.data.mmearth import read_statistics
 from multimae_eo.data.packed import open_tiles
-from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.errors import ConfigError, DataError, DivergedError, TerminatedError
 from multimae_eo.masking import place_mask
 from multimae_eo.model import MultiMAE
 from multimae_eo.options import MaskOptions, PretrainOptions, check
 from multimae_eo.tasks.examples import VALIDATE, ExampleSource, Prepare, PretrainData, spread
-from multimae_eo.tasks.pretrain import PretrainTask, state_path
+from multimae_eo.tasks.pretrain import PretrainTask
 from multimae_eo.tasks.rows import Rows, truncate
 from multimae_eo.tasks.sharding import strategy_for, whole
+from multimae_eo.tasks.state import FOLDER, SavedState, StateFile, start_of, state_path
 from multimae_eo.tasks.trainer import make_trainer, write_options
+from multimae_eo.whole import claimed
+
+# Of a run: the directory of the trained model.
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,20 @@ def state_of(options: PretrainOptions) -> Path | None:
 
 
 def pretrain(options: PretrainOptions) -> Result:
-    """Run pre-training as the options say; see docs/pretrain.md for what it writes."""
+    """Run pre-training as the options say; see docs/pretrain.md for what it writes.
+
+    Raises ConfigError where another process writes to `out`, TerminatedError after SIGTERM, DivergedError for too many
+    steps that are not finite; in the last two cases the state is saved first.
+    """
     task, data = build(options)
+    with ExitStack() as stack:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # the other processes of the run write nothing
+            stack.enter_context(claimed(options.out, FOLDER, CHECKPOINT))
+        return run(options, task, data)
+
+
+def run(options: PretrainOptions, task: PretrainTask, data: PretrainData) -> Result:
+    """Train from the start or from the saved state, and leave checkpoint and pictures."""
     resumed = state_of(options)
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
     trainer = build_trainer(options, task, steps)
@@ -85,21 +103,21 @@ def pretrain(options: PretrainOptions) -> Result:
         if done % every == 0:  # at the start, or where the state was saved before the validation of its step
             trainer.validate(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
         trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+    except (TerminatedError, DivergedError) as error:  # all processes raise it; the first one says it
+        if not trainer.is_global_zero:
+            raise SystemExit(0) from None
+        hint = f"; go on with --resume true --out {options.out}" if isinstance(error, TerminatedError) else ""
+        raise type(error)(f"{error}{hint}") from error
     except SystemExit:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt(f"go on with --resume true --out {options.out}") from None
     finish(options, task, data, trainer)
     return Result(task, data, task.validation)
 
 
-def start_of(state: Path | None) -> int:
-    """The step that a saved state was written at; 0 without one."""
-    return int(torch.load(state, weights_only=True, mmap=True)["global_step"]) if state else 0
-
-
 def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> lightning.Trainer:
     """Lightning's Trainer for some options."""
     run = options.trainer
-    return make_trainer(
+    trainer = make_trainer(
         run,
         out=options.out,
         devices=run.devices,
@@ -111,6 +129,8 @@ def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> l
         loggers=build_loggers(options, task),
         callbacks=build_callbacks(options),
     )
+    trainer.strategy.checkpoint_io = StateFile()
+    return trainer
 
 
 def build_loggers(options: PretrainOptions, task: PretrainTask) -> list[Logger]:
@@ -139,11 +159,8 @@ def build_loggers(options: PretrainOptions, task: PretrainTask) -> list[Logger]:
 
 def build_callbacks(options: PretrainOptions) -> list[Callback]:
     """Saved states, pictures, the moving average and the progress bar."""
-    run, state = options.trainer, state_path(options.out)
-    saving = ModelCheckpoint(
-        dirpath=state.parent, filename=state.stem, every_n_train_steps=run.save_every, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [saving]
+    run = options.trainer
+    callbacks: list[Callback] = [SavedState(options.out, run.save_every)]
     if options.optim.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=options.optim.ema, use_buffers=False))
     if run.panels > 0:
@@ -180,7 +197,7 @@ def finish(options: PretrainOptions, task: PretrainTask, data: PretrainData, tra
     model = whole(task.model)
     if not trainer.is_global_zero:
         return
-    checkpoint.save(model, options.out / "checkpoint", extra={"steps": trainer.global_step, "seed": options.seed})
+    checkpoint.save(model, options.out / CHECKPOINT, extra={"steps": trainer.global_step, "seed": options.seed})
     if options.trainer.panels > 0:
         title = f"step {trainer.global_step}"
         draw(task, model, data, options.trainer.panels, options.out / "reconstruction.png", title=title)

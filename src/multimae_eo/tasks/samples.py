@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as lightning
@@ -10,31 +12,38 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from multimae_eo.config import ModelConfig
 from multimae_eo.data.labelled import (
     Labelled,
     SplitName,
     absent_bands,
+    blank,
     products_of,
     rasters,
     with_own_statistics,
 )
+from multimae_eo.data.patience import Patience
 from multimae_eo.errors import ConfigError, UnknownNameError
 from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions
 from multimae_eo.modalities import Modality, fed_by
 from multimae_eo.raster import Batch, OwnGrids, Raster, flip, pad
-from multimae_eo.tasks.examples import TRAIN, Steps, loader, philox
+from multimae_eo.tasks.examples import TRAIN, UNREAD, Steps, philox
+from multimae_eo.tasks.loading import Loader
 
 
 class LabelledExample(NamedTuple):
-    """One labelled image, or a batch of them: rasters on their own grids, label, which of it is known, and the row."""
+    """One labelled image, or a batch of them: rasters on their own grids, label, which of it is known, and the row.
+
+    unread: whether it could not be read; then its rasters are valid nowhere, and nothing of its label is known.
+    """
 
     batch: Batch
     label: Tensor
     known: Tensor
     row: Tensor | int
+    unread: Tensor | bool = False
 
 
 @dataclass(frozen=True)
@@ -134,12 +143,23 @@ def set_up(source: Labelled, config: ModelConfig, options: LabelledOptions) -> S
 class LabelledExamples(Dataset[LabelledExample]):
     """Images of a split as rasters, padded to the patch; indexed by (epoch, row).
 
-    options: flips, and drop-out of modalities and bands, for training; None leaves the images as they are.
+    options: flips, and drop-out of modalities and bands, for training; None leaves the images as they are. record:
+    where those are listed that cannot be read, if any may be left out. Raises DataError for one that may not.
     """
 
-    def __init__(self, setup: Setup, split: SplitName, *, options: LabelledOptions | None = None, seed: int = 0):
+    def __init__(
+        self,
+        setup: Setup,
+        split: SplitName,
+        *,
+        options: LabelledOptions | None = None,
+        seed: int = 0,
+        record: Path | None = None,
+    ):
         self.setup, self.ids, self.options, self.seed = setup, setup.source.ids[split], options, seed
         self.own_grids = OwnGrids(setup.modalities)
+        patient = options or LabelledOptions()
+        self.patience = Patience(patient.retries, patient.max_unread, record)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,16 +167,17 @@ class LabelledExamples(Dataset[LabelledExample]):
     def __getitem__(self, index: tuple[int, int]) -> LabelledExample:
         epoch, row = index
         setup = self.setup
-        sample = setup.source.read(self.ids[row])
+        sample = self.patience.read(self.ids[row], partial(setup.source.read, self.ids[row]))
+        unread, patch = sample is None, setup.config.patch_size
+        sample = sample or blank(setup.source.about, patch)
         batch = rasters(sample, setup.source.about, setup.modalities, setup.products)
         label, known = torch.as_tensor(sample.label.values), torch.as_tensor(sample.label.known)
         if self.options is not None:
             random = philox(self.seed, TRAIN, epoch, row)
             batch, label, known = self._flip(batch, label, known, random)
             batch = drop(batch, random, modality=self.options.drop_modality, channel=self.options.drop_channel)
-        patch = setup.config.patch_size
         batch = self.own_grids(pad(batch, strides=dict.fromkeys(batch, 1), multiple=patch))
-        return LabelledExample(batch, label, known, row)
+        return LabelledExample(batch, label, known, row, unread)
 
     def _flip(
         self, batch: Batch, label: Tensor, known: Tensor, random: np.random.Generator
@@ -208,7 +229,8 @@ def collate(examples: Sequence[LabelledExample]) -> LabelledExample:
         label, known = (
             [F.pad(x, (0, size[1] - x.shape[1], 0, size[0] - x.shape[0])) for x in xs] for xs in (label, known)
         )
-    return LabelledExample(batch, torch.stack(label), torch.stack(known), default_collate([e.row for e in examples]))
+    rows, unread = (torch.tensor([getattr(e, name) for e in examples]) for name in ("row", "unread"))
+    return LabelledExample(batch, torch.stack(label), torch.stack(known), rows, unread)
 
 
 def by_size(examples: Sequence[LabelledExample]) -> list[LabelledExample]:
@@ -244,21 +266,23 @@ class LabelledData(lightning.LightningDataModule):
         """Steps of one pass over the training images."""
         return len(self.setup_.source.ids["train"]) // self.batch_size
 
-    def train_dataloader(self) -> DataLoader[LabelledExample]:
+    def train_dataloader(self) -> Loader[LabelledExample]:
         trainer = self.trainer
         assert trainer is not None
         rows = np.arange(len(self.setup_.source.ids["train"]))
         steps = Steps(rows, batch_size=self.batch_size, steps=trainer.max_steps, seed=self.options.seed)
-        examples = LabelledExamples(self.setup_, "train", options=self.options.data, seed=self.options.seed)
-        return loader(examples, steps, self.options.data.workers, collate)
+        options, record = self.options, self.options.out / UNREAD
+        examples = LabelledExamples(self.setup_, "train", options=options.data, seed=options.seed, record=record)
+        workers, retries = options.data.workers, options.data.retries
+        return Loader(examples, steps, workers=workers, collate_fn=collate, retries=retries)
 
-    def val_dataloader(self) -> DataLoader[list[LabelledExample]]:
+    def val_dataloader(self) -> Loader[list[LabelledExample]]:
         return in_order(self.setup_, "valid", self.batch_size, self.options.data.workers)
 
 
-def in_order(setup: Setup, split: SplitName, size: int, workers: int) -> DataLoader[list[LabelledExample]]:
+def in_order(setup: Setup, split: SplitName, size: int, workers: int) -> Loader[list[LabelledExample]]:
     """All images of a split as they are; lists of batches of images of one size, with their rows."""
     examples = LabelledExamples(setup, split)
     rows = range(len(examples))
     batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
-    return loader(examples, batches, workers, by_size)
+    return Loader(examples, batches, workers=workers, collate_fn=by_size, retries=LabelledOptions().retries)

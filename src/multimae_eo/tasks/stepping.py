@@ -8,9 +8,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from multimae_eo.errors import DivergedError
+from multimae_eo.errors import DivergedError, MultiMAEError
 from multimae_eo.optim import learning_rate
 from multimae_eo.tasks.sharding import synchronise, together
+
+# So many of the last skipped steps are remembered.
+REMEMBERED = 32
 
 
 class Optim(Protocol):
@@ -33,6 +36,7 @@ class SteppedTask(lightning.LightningModule):
 
     skipped: Tensor
     skipped_in_a_row: Tensor
+    skipped_steps: Tensor
 
     def __init__(self, optim: Optim, warmup_steps: int | None = None):
         super().__init__()
@@ -40,14 +44,20 @@ class SteppedTask(lightning.LightningModule):
         self.optim, self.warmup_steps = optim, warmup_steps
         self.register_buffer("skipped", torch.zeros(()))
         self.register_buffer("skipped_in_a_row", torch.zeros(()))
+        self.register_buffer("skipped_steps", torch.zeros(REMEMBERED, dtype=torch.int64))
+        self.told_to_end = False  # this process, by a signal
+        self.ending: MultiMAEError | None = None  # why the run ends after this step, the same on every device
 
-    def _update(self) -> Tensor:
-        """One optimizer step, skipped where the gradient is not finite; returns the norm of the gradient."""
+    def _update(self, loss: Tensor) -> Tensor:
+        """One optimizer step, skipped where the gradient or the loss is not finite; returns the gradient's norm.
+
+        Steps are counted from 1; the last ones that were skipped are kept, the latest first.
+        """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = together(torch.nn.utils.get_total_norm([p.grad for p in parameters]))  # type: ignore[misc]
-        bad = (~norm.isfinite()).float()
+        bad = self._sum((~(norm.isfinite() & loss.isfinite())).float()).clamp(max=1)
         if self.optim.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         rate = self.learning_rate(self.global_step)
@@ -56,6 +66,8 @@ class SteppedTask(lightning.LightningModule):
         optimizer.optimizer.found_inf = bad  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
+        step = torch.full((1,), self.global_step, dtype=torch.int64, device=bad.device)
+        self.skipped_steps.copy_(torch.where(bad > 0, torch.cat([step, self.skipped_steps[:-1]]), self.skipped_steps))
         self.skipped += bad
         self.skipped_in_a_row.copy_((self.skipped_in_a_row + 1) * bad)
         return norm
@@ -69,13 +81,14 @@ class SteppedTask(lightning.LightningModule):
         steps = self.trainer.max_steps
         return learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup, warmup_lr=optim.warmup_lr)
 
-    def check_finite(self, step: int, skipped_in_a_row: float) -> None:
-        """Raise DivergedError after too many skipped steps in a row."""
-        if skipped_in_a_row > self.optim.max_skipped:
-            raise DivergedError(
-                f"step {step}: the gradient was not finite for {int(skipped_in_a_row)} steps in "
-                "a row. Lower optim.lr, set optim.clip_norm, or look at the last tiles; the last saved state is good."
-            )
+    def diverged(self, step: int, skipped_in_a_row: float, remedy: str) -> DivergedError | None:
+        """The error to end with after too many skipped steps in a row."""
+        if skipped_in_a_row <= self.optim.max_skipped:
+            return None
+        return DivergedError(
+            f"step {step}: loss or gradient was not finite for {int(skipped_in_a_row)} steps in a row, which were "
+            f"skipped. Lower optim.lr or set optim.clip_norm; {remedy}"
+        )
 
     def _sum(self, value: Tensor) -> Tensor:
         """Sum over devices."""

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,11 +14,12 @@ import lightning.pytorch as lightning
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 from multimae_eo.errors import ConfigError
+from multimae_eo.whole import written
 
 
 class Machine(Protocol):
@@ -64,7 +64,7 @@ def make_trainer(
             log_every_n_steps=log_every,
             logger=list(loggers),
             callbacks=[*callbacks, *bar],
-            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             use_distributed_sampler=False,
             enable_progress_bar=run.progress,
             enable_model_summary=False,
@@ -98,8 +98,6 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # data.workers is the user's choice
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on there
-        ".*Using ModelCheckpoint with manual optimization.*",  # the state after the step is the one wanted
         ".*is smaller than the logging interval.*",  # short runs log less
         ".*your dataloader is not resumable.*",  # its batches are a function of the step, and it skips those done
         ".*It is recommended to use .*sync_dist=True.*",  # figures are summed over devices before they are logged
@@ -128,9 +126,8 @@ def write_options(options: Any, out: Path) -> None:
 
 def write_json(content: object, path: Path) -> None:
     """Write JSON; it appears under its name only when complete."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
-    os.replace(partial, path)
+    with written(path) as partial:
+        partial.write_text(json.dumps(without_nan(content), indent=1) + "\n")
 
 
 def without_nan(content: Any) -> Any:

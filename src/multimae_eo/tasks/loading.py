@@ -1,0 +1,119 @@
+"""Batches from reading processes, which are started again where one of them is killed."""
+
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sized
+from contextlib import suppress
+from itertools import islice
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from multimae_eo.data.patience import LONGEST_S, PAUSE_S
+from multimae_eo.errors import DataError
+
+T = TypeVar("T")
+
+
+class Loader(Generic[T]):
+    """The batches of a source, in the order that `batches` gives, read by some processes or in this one.
+
+    batches: lists of keys, the same at every iteration; a batch depends on its keys alone, so that processes that
+    start again go on where the killed ones were. retries: how often they may be killed without a batch in between.
+    Raises DataError after that.
+    """
+
+    def __init__(
+        self, source: Dataset[Any], batches: Any, *, workers: int, collate_fn: Callable[[Any], T], retries: int
+    ):
+        self.source, self.batches, self.workers = source, Rest(batches), workers
+        self.collate_fn, self.retries = collate_fn, retries
+        self._processes = self._start()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[T]:
+        done, deaths = 0, 0
+        while True:
+            self.batches.done = done
+            try:
+                for batch in self._batches():
+                    yield batch
+                    done, deaths = done + 1, 0
+                return
+            except RuntimeError as error:
+                if not _is_death(error):
+                    raise
+                deaths += 1
+                self._again(deaths, error)
+
+    def _batches(self) -> Iterator[T]:
+        iterator = iter(self._processes)
+        # torch's own handler raises wherever the main thread is when a process dies; asking for a batch finds it out.
+        with suppress(ValueError):  # outside of the main thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return iterator
+
+    def _again(self, deaths: int, error: RuntimeError) -> None:
+        if deaths > self.retries:
+            raise DataError(
+                f"processes that read data were killed {deaths} times in a row, most likely because memory ran out "
+                f"({_said(error)}). Lower data.workers (now {self.workers}), or ask for more memory."
+            ) from error
+        what = f"a process that reads data was killed ({_said(error)})"
+        print(f"{what}; starting them again", file=sys.stderr, flush=True)
+        time.sleep(min(PAUSE_S * 2 ** (deaths - 1), LONGEST_S))
+        self._processes = self._start()
+
+    def _start(self) -> DataLoader[Any]:
+        return DataLoader(
+            self.source,
+            batch_sampler=self.batches,
+            collate_fn=self.collate_fn,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=in_worker,
+        )
+
+
+class Rest:
+    """Batches of keys but for the first `done`."""
+
+    def __init__(self, batches: Sized) -> None:
+        self.batches, self.done = batches, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.batches), self.done, None)  # type: ignore[call-overload]
+
+
+def _is_death(error: RuntimeError) -> bool:
+    return re.match(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(error)) is not None
+
+
+def _said(error: RuntimeError) -> str:
+    return str(error).split(". ")[0].rstrip(".")
+
+
+def in_worker(_: int) -> None:
+    """What a reading process begins with: signals are left to its parent, whose end is no error of its own.
+
+    A parent that stops while a tensor is handed over breaks a connection; the thread that serves it would print that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    printed = sys.excepthook
+
+    def unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            printed(kind, error, trace)
+
+    sys.excepthook = unless_disconnected
