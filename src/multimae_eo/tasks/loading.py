@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sized
 from contextlib import suppress
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +19,7 @@ from multimae_eo.errors import DataError
 T = TypeVar("T")
 
 
-class Loader(Generic[T]):
+class Loader(DataLoader[T]):
     """The batches of a source, in the order that `batches` gives, read by some processes or in this one.
 
     batches: lists of keys, the same at every iteration; a batch depends on its keys alone, so that processes that
@@ -30,17 +30,21 @@ class Loader(Generic[T]):
     def __init__(
         self, source: Dataset[Any], batches: Any, *, workers: int, collate_fn: Callable[[Any], T], retries: int
     ):
-        self.source, self.batches, self.workers = source, Rest(batches), workers
-        self.collate_fn, self.retries = collate_fn, retries
-        self._processes = self._start()
+        self.rest, self.retries = Rest(batches), retries
+        super().__init__(
+            source,
+            batch_sampler=self.rest,
+            collate_fn=collate_fn,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=in_worker,
+        )
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
         done, deaths = 0, 0
         while True:
-            self.batches.done = done
+            self.rest.done = done
             try:
                 for batch in self._batches():
                     yield batch
@@ -53,7 +57,7 @@ class Loader(Generic[T]):
                 self._again(deaths, error)
 
     def _batches(self) -> Iterator[T]:
-        iterator = iter(self._processes)
+        iterator: Iterator[T] = super().__iter__()
         # torch's own handler raises wherever the main thread is when a process dies; asking for a batch finds it out.
         with suppress(ValueError):  # outside of the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -63,23 +67,12 @@ class Loader(Generic[T]):
         if deaths > self.retries:
             raise DataError(
                 f"processes that read data were killed {deaths} times in a row, most likely because memory ran out "
-                f"({_said(error)}). Lower data.workers (now {self.workers}), or ask for more memory."
+                f"({_said(error)}). Lower data.workers (now {self.num_workers}), or ask for more memory."
             ) from error
         what = f"a process that reads data was killed ({_said(error)})"
         print(f"{what}; starting them again", file=sys.stderr, flush=True)
         time.sleep(min(PAUSE_S * 2 ** (deaths - 1), LONGEST_S))
-        self._processes = self._start()
-
-    def _start(self) -> DataLoader[Any]:
-        return DataLoader(
-            self.source,
-            batch_sampler=self.batches,
-            collate_fn=self.collate_fn,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=in_worker,
-        )
+        self._iterator = None  # the next one starts processes of its own
 
 
 class Rest:
