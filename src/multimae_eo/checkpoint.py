@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from multimae_eo.config import ModelConfig, from_json, task_from_json, to_json
+from multimae_eo.documents import read_json
 from multimae_eo.encoder import Encoder
 from multimae_eo.errors import CheckpointError
 from multimae_eo.model import MultiMAE
@@ -146,13 +148,12 @@ def read_content(name: str | os.PathLike[str]) -> dict[str, Any]:
             f"'{name}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training, by "
             f"fine-tuning, or by `multimae-eo convert`. {NO_WEIGHTS}"
         )
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' is not JSON: {error}.") from error
+    content = read_json(path, CheckpointError)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise CheckpointError(f"'{path}' has format {found!r}, expected {FORMAT}; was it written by a newer version?")
+        raise CheckpointError(
+            f"'{path}' has format {reprlib.repr(found)}, expected {FORMAT}; was it written by a newer version?"
+        )
     if "model" not in content:
         raise CheckpointError(f"'{path}' has no entry 'model', which describes the model; was it cut or edited?")
     return content
