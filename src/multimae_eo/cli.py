@@ -70,7 +70,8 @@ def shorten(message: str, known: list[str]) -> str:
     """The lines of a parser's message that say something, with the nearest option for one that is unknown."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(lines[:8])
-    text = re.sub(r"Importing ('.*?') is not allowed, denied by .* to allow it\.", r"\1 is code, or no value. ", text)
+    told = r"\1 is no value: neither code nor another file may stand for options; write them out."
+    text = re.sub(r"Importing ('.*?') is not allowed, denied by .* to allow it\.", told, text)
     unknown = re.search(r"(?:[Kk]ey|option) ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
     name = unknown and (unknown.group(1) or unknown.group(2))
     if name and name not in known:
