@@ -484,7 +484,7 @@ def names(folder: Path) -> tuple[list[bytes], Read]:
     about = config.ModelConfig(**SMALL, inputs=("rgb", "sar"), targets=("rgb",))
 
     def read(data: bytes) -> None:
-        units, product, *bands = [*data.decode(errors="replace").split("\n"), "", ""]
+        units, product, *bands = (data.decode(errors="replace") + "\n" * (data.count(b"\n") < 1)).split("\n")
         images = torch.full((1, max(1, len(bands)), 16, 16), 900.0)
         read_images(images, about, bands=bands, units=units or None, product=product or None)
 

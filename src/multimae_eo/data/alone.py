@@ -15,7 +15,7 @@ import h5py
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from multimae_eo.data.hdf5 import LARGEST, open_hdf5, size_of
+from multimae_eo.data.hdf5 import LARGEST, check_heaps, open_hdf5, size_of
 from multimae_eo.documents import read_json
 from multimae_eo.errors import DataError
 
@@ -86,6 +86,8 @@ def check_cube(path: Path) -> None:
         for place, about in _zarr_arrays(path):
             _check_zarr(place, about)
     elif h5py.is_hdf5(path):
+        if path.stat().st_size <= LARGEST:
+            check_heaps(path)
         with open_hdf5(path) as file:
             file.visititems(lambda name, array: _check_variable(path, name, array))
 

@@ -19,7 +19,7 @@ import numpy as np
 from multimae_eo import documents
 from multimae_eo.data import inert_pickle
 from multimae_eo.data.geobench_sets import SETS, GeoBenchSet, Layer
-from multimae_eo.data.hdf5 import open_hdf5
+from multimae_eo.data.hdf5 import check_heaps, open_hdf5
 from multimae_eo.data.hdf5 import read as read_array
 from multimae_eo.data.labelled import SPLITS, Description, Label, Sample, SplitName, check_class, check_ids, check_mask
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, StatisticsError, UnknownNameError, shown
@@ -321,6 +321,7 @@ def _channel(layer: Layer, raw: np.ndarray | None, size: tuple[int, ...]) -> tup
 def _pickled_label(file: h5py.File, where: str) -> Any:
     """The entry 'label' of the text that is a pickle written as a Python literal."""
     text = None
+    check_heaps(file.filename)
     try:
         text = file.attrs.get("pickle")
         data = ast.literal_eval(text) if isinstance(text, str) and len(text) <= _LONGEST_PICKLE else None

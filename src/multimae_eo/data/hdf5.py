@@ -5,7 +5,9 @@ inflates whatever a chunk holds.
 """
 
 import math
+import mmap
 import os
+import struct
 from typing import Any
 
 import h5py
@@ -16,6 +18,7 @@ from multimae_eo.errors import DataError
 # Bytes of one tile, image or chunk in memory: 13 bands of 2,048 px are 109 MB, and MMEarth's tiles are 64 or 128 px.
 LARGEST = 1 << 28
 MOST_TILES = 1 << 25  # of a data set; MMEarth has 1.2 million
+_HEAP = b"GCOL\x01\0\0\0"  # how a heap of texts begins
 _MOST_CHUNKS = 100_000  # of one read
 
 
@@ -54,6 +57,22 @@ def _check(file: h5py.File, path: str | os.PathLike[str], name: str, link: Any) 
         f"'{path}': '{name}' is {points_at}; expected every array within the file. Nothing else was opened. Copy what "
         f"you trust into one file: h5repack, or h5py's File.copy with expand_external."
     )
+
+
+def check_heaps(path: str | os.PathLike[str]) -> None:
+    """Raise DataError for a store of texts in which HDF5 would never come to an end; looks through the whole file."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_HEAP)
+        while start >= 0:
+            (size,) = struct.unpack_from("<Q", content, start + 8) if start + 16 <= len(content) else (0,)
+            place, end = start + 16, min(start + size, len(content))
+            while place + 16 <= end:
+                number, _, length = struct.unpack_from("<HHxxxxQ", content, place)
+                step = length if number == 0 else 16 + -(-length // 8) * 8
+                if step < 16:
+                    raise DataError(f"'{path}' is damaged at byte {place}: a text of {length} bytes in a heap.")
+                place += step
+            start = content.find(_HEAP, start + 4)
 
 
 def size_of(dataset: h5py.Dataset, shape: tuple[int, ...]) -> int:
