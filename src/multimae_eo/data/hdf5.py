@@ -29,34 +29,35 @@ def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"'{path}' cannot be read as HDF5, it may be truncated: {error}.") from error
     try:
-        file.visititems_links(lambda name, link: _check(file, path, name, link))
-    except DataError:
-        file.close()
-        raise
+        wrong = file.visititems_links(lambda name, link: _elsewhere(file, name, link))
     except Exception as error:  # damaged groups make h5py raise nearly anything
+        wrong = f"the list of its arrays cannot be read ({error})"
+    if wrong is not None:
         file.close()
-        raise DataError(f"'{path}' cannot be read as HDF5, it may be damaged: {error}.") from error
+        raise DataError(
+            f"'{path}': {wrong}; expected every array within the file. Nothing else was opened. Fetch it anew, or copy "
+            "what you trust into one file: h5py's File.copy with expand_external."
+        )
     return file
 
 
-def _check(file: h5py.File, path: str | os.PathLike[str], name: str, link: Any) -> None:
-    """Raise DataError for a link that is no plain one, and for an array whose numbers lie elsewhere."""
-    if isinstance(link, h5py.ExternalLink):
-        points_at = f"a link to '{link.path}' of the file '{link.filename}'"
-    elif isinstance(link, h5py.SoftLink):
-        points_at = f"a link to '{link.path}'"
-    elif not isinstance(found := file[name], h5py.Dataset):
-        return
-    elif found.is_virtual:
-        points_at = f"put together from other files ({', '.join(s.file_name for s in found.virtual_sources()[:3])})"
-    elif found.external:
-        points_at = f"kept in the file '{found.external[0][0]}'"
-    else:
-        return
-    raise DataError(
-        f"'{path}': '{name}' is {points_at}; expected every array within the file. Nothing else was opened. Copy what "
-        f"you trust into one file: h5repack, or h5py's File.copy with expand_external."
-    )
+def _elsewhere(file: h5py.File, name: str, link: Any) -> str | None:
+    """Where the numbers of an array are, if not in the file; h5py does not bear an error that is raised here."""
+    try:
+        if isinstance(link, h5py.ExternalLink):
+            return f"'{name}' is a link to '{link.path}' of the file '{link.filename}'"
+        if isinstance(link, h5py.SoftLink):
+            return f"'{name}' is a link to '{link.path}'"
+        found = file[name]
+        if isinstance(found, h5py.Dataset) and found.is_virtual:
+            return (
+                f"'{name}' is put together from others ({', '.join(s.file_name for s in found.virtual_sources()[:3])})"
+            )
+        if isinstance(found, h5py.Dataset) and found.external:
+            return f"'{name}' is kept in the file '{found.external[0][0]}'"
+    except Exception as error:  # damaged arrays, too
+        return f"'{name}' cannot be read, it may be damaged ({error})"
+    return None
 
 
 def check_heaps(path: str | os.PathLike[str]) -> None:

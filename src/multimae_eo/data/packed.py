@@ -124,7 +124,13 @@ class Packed(Tiles):
         runs = self._runs({**buffers.values, PRODUCTS: kinds})
         for place, row in enumerate(rows):
             self._read_tile(row, [(offset, part[place]) for offset, part in runs])
-        products = {name: known[kinds[:, self._place[name]]] for name, known in self._products.items()}
+        products = {}
+        for name, known in self._products.items():
+            chosen = kinds[:, self._place[name]]
+            if (chosen >= len(known)).any():
+                row = rows[int(np.argmax(chosen >= len(known)))]
+                raise DataError(f"'{self.path}', row {row}: the tile is of no product of '{name}'; pack again.")
+            products[name] = known[chosen]
         for name, found in products.items():
             if (found < 0).any():
                 self._without_statistics(name, rows, found, kinds)
@@ -247,7 +253,7 @@ def parse_index(content: Any, path: Path) -> Index:
         entries["modalities"] = {name: Stored(**stored) for name, stored in entries["modalities"].items()}
         entries["shards"] = [Shard(**shard) for shard in entries["shards"]]
         return Index(**entries)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DataError(f"'{path}' makes no sense ({error}); was it cut or edited? Pack again.") from error
 
 

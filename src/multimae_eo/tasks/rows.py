@@ -19,7 +19,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
         with open(path, newline="") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or []
-            return [row for row in reader if all(row[name] is not None for name in names)]
+            whole = (row for row in reader if all(row[name] is not None for name in names))
+            return [row for row in whole if None not in row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{path}' is no table ({error}); delete it, or what is wrong in it.") from error
 
