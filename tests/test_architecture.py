@@ -34,7 +34,7 @@ ALLOWED = {
 # A file may import from its own level and from those before it.
 LEVELS = (
     ("errors.py", "shapes.py"),
-    ("whole.py",),
+    ("whole.py", "documents.py"),
     ("modalities.py",),
     ("config.py",),
     ("options.py",),
@@ -58,7 +58,7 @@ LEVELS = (
     ("commands.py",),
     ("cli.py",),
 )
-DATA_MAY_KNOW = ("errors", "whole", "modalities", "raster", "config", "data")
+DATA_MAY_KNOW = ("errors", "documents", "whole", "modalities", "raster", "config", "data")
 
 
 def relative(path: Path) -> str:
@@ -131,7 +131,7 @@ def test_the_core_is_small():
     """What a model is made of, and what is done with it: pre-training, fine-tuning, probing, benchmarks."""
     lines = {relative(p): len(p.read_text().splitlines()) for p in FILES}
     outside = ("data/", "maps/", "integrations/", "explain/", "cli.py", "commands.py", "tasks/")
-    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 4200
+    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 4400
     assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 4100
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from multimae_eo.config import ModelConfig, TaskConfig, from_json, task_from_json, to_json
+from multimae_eo.documents import parse_json, read_json
 from multimae_eo.encoder import Encoder
 from multimae_eo.errors import CheckpointError, WriteError
 from multimae_eo.model import MultiMAE
@@ -172,7 +174,8 @@ def _content_of(file: Any, directory: Path, name: str | os.PathLike[str]) -> dic
     content = _config_json(directory, name)
     if carried is None or SAVED not in content:
         return content
-    own = _parsed(carried, directory / WEIGHTS)
+    path = directory / WEIGHTS
+    own = _checked(parse_json(carried.encode(), f"the metadata of '{path}'", CheckpointError), path)
     return content if own.get(SAVED) == content[SAVED] else own
 
 
@@ -183,17 +186,15 @@ def _config_json(directory: Path, name: str | os.PathLike[str]) -> dict[str, Any
             f"'{name}' is no checkpoint: it has no {CONFIG}. Expected a directory written by pre-training, by "
             f"fine-tuning, or by `multimae-eo convert`. {NO_WEIGHTS}"
         )
-    return _parsed(path.read_text(), path)
+    return _checked(read_json(path, CheckpointError), path)
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' is not JSON: {error}.") from error
+def _checked(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise CheckpointError(f"'{path}' has format {found!r}, expected {FORMAT}; was it written by a newer version?")
+        raise CheckpointError(
+            f"'{path}' has format {reprlib.repr(found)}, expected {FORMAT}; was it written by a newer version?"
+        )
     if "model" not in content:
         raise CheckpointError(f"'{path}' has no entry 'model', which describes the model; was it cut or edited?")
     return content

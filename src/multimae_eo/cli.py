@@ -3,13 +3,15 @@
 import difflib
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from multimae_eo import __version__
 from multimae_eo.commands import COMMANDS
+from multimae_eo.documents import check_yaml
 from multimae_eo.errors import IncompleteError, MultiMAEError, TerminatedError, reason
 
 
@@ -71,6 +73,8 @@ def shorten(message: str, known: list[str]) -> str:
     """The lines of a parser's message that say something, with the nearest option for one that is unknown."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(lines[:8])
+    told = r"\1 is no value: neither code nor another file may stand for options; write them out."
+    text = re.sub(r"Importing ('.*?') is not allowed, denied by .* to allow it\.", told, text)
     unknown = re.search(r"(?:[Kk]ey|option) ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
     name = unknown and (unknown.group(1) or unknown.group(2))
     if name and name not in known:
@@ -82,8 +86,39 @@ def shorten(message: str, known: list[str]) -> str:
     return text
 
 
+_load_yaml = get_loader("yaml")
+
+
+def load_yaml(text: str) -> object:
+    """YAML of a config or an option; raises ValueError where it is too much, also in texts that are YAML in turn."""
+    from yaml import YAMLError
+
+    check_yaml(text)
+    try:
+        value = _load_yaml(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    left = [value]
+    while left and "*" in text:
+        one = left.pop()
+        left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+        if isinstance(one, str):
+            with suppress(YAMLError):
+                check_yaml(one)
+    return value
+
+
+def restrict() -> None:
+    """Keep a config from naming code: jsonargparse would import a `class_path` to look whether it fits."""
+    from yaml import YAMLError
+
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["multimae_eo"])
+    set_loader("yaml", load_yaml, (YAMLError, ValueError))
+
+
 def build_parser() -> Parser:
     """The parser of all commands."""
+    restrict()
     parser = Parser(
         prog="multimae-eo", allow_abbrev=False, description="Multi-modal masked autoencoders for Earth observation."
     )
@@ -127,9 +162,12 @@ def as_parsed(arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `multimae-eo` command."""
     parser = build_parser()
-    parsed = parser.parse_args(as_parsed(sys.argv[1:] if arguments is None else arguments))
-    name = parsed.subcommand
-    chosen: Namespace = parser.instantiate(parsed)[name]
+    try:
+        parsed = parser.parse_args(as_parsed(sys.argv[1:] if arguments is None else arguments))
+        name = parsed.subcommand
+        chosen: Namespace = parser.instantiate(parsed)[name]
+    except Exception as error:  # what jsonargparse leaves of a config that makes no sense
+        parser.error(str(error) or type(error).__name__)
     chosen.pop("config", None)
     options, run = ALL[name]
     try:

@@ -1,8 +1,9 @@
 """What a model is made of, as a plain dataclass: sizes, views and modalities; imports no torch."""
 
 import dataclasses
+import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -46,6 +47,15 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 # The frame on which the position tables are laid out, in pixels (docs/model.md, section 2).
 TABLE_SIZE = 224
 
+# Far above any model that fits this layout (large: 24 blocks, 1024 wide, 0.3 billion parameters): a description that
+# asks for more is damaged or hostile, and is refused before anything is built.
+MOST: Mapping[str, int] = {
+    **{"dim": 16_384, "depth": 256, "decoder_dim": 16_384, "decoder_depth": 256, "num_global_tokens": 16_384},
+    **{"image_size": 8_192, "views": 64, "classes": 4_096, "code": 65_535},
+}
+MOST_PARAMETERS = 10_000_000_000
+MOST_TABLE_BYTES = 1 << 30  # of the positions of the training frame
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -79,6 +89,7 @@ class ModelConfig:
         object.__setattr__(self, "modalities", used)
         self._check_sizes()
         self._check_views()
+        self._check_total()
 
     @property
     def input_views(self) -> tuple[View, ...]:
@@ -113,17 +124,67 @@ class ModelConfig:
         for name in ("depth", "decoder_depth", "num_global_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("dim", "depth", "decoder_dim", "decoder_depth", "num_global_tokens", "image_size"):
+            if getattr(self, name) > MOST[name]:
+                raise ConfigError(f"{name} must be at most {MOST[name]}, got {reprlib.repr(getattr(self, name))}.")
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path must lie in [0, 1), got {self.drop_path}.")
 
     def _check_views(self) -> None:
         for what in ("inputs", "targets"):
-            if not getattr(self, what):
-                raise ConfigError(f"{what}: name at least one view.")
+            if not 0 < len(getattr(self, what)) <= MOST["views"]:
+                raise ConfigError(f"{what}: name at least one view, and at most {MOST['views']}.")
         for what, items in (("inputs", self.input_modalities), ("targets", self.targets)):
             twice = sorted({i for i in items if items.count(i) > 1})
             if twice:
                 raise ConfigError(f"{what}: '{twice[0]}' is given more than once; a modality has one tokenizer.")
+        for modality in self.modalities.values():
+            if not (1 <= modality.stride <= TABLE_SIZE and modality.bands and modality.products):
+                raise ConfigError(
+                    f"modality '{modality.name}' must have a stride from 1 to {TABLE_SIZE}, a band and a product; got "
+                    f"stride {reprlib.repr(modality.stride)}, {len(modality.bands)} bands, {len(modality.products)} "
+                    "products."
+                )
+            if isinstance(modality, Categorical):
+                check_classes(modality.classes, f"modality '{modality.name}'")
+
+    def _check_total(self) -> None:
+        """Before anything is built: whether it would fit the memory of any machine."""
+        parameters, tokens = num_parameters(self), (self.image_size // self.patch_size) ** 2
+        table = 4 * tokens * max(self.dim, self.decoder_dim)
+        if parameters > MOST_PARAMETERS or table > MOST_TABLE_BYTES:
+            raise ConfigError(
+                f"the model would have {parameters:.3g} parameters ({4 * parameters / 1e9:.4g} GB) and a table of "
+                f"positions of {table / 1e9:.4g} GB; expected at most {MOST_PARAMETERS:.3g} parameters and "
+                f"{MOST_TABLE_BYTES / 1e9:.4g} GB. Lower its widths, depths or image_size; nothing was built."
+            )
+
+
+def check_classes(classes: Sequence[MapClass], where: str) -> None:
+    """Raise ConfigError for classes that no map can hold: too many, or codes that are no small whole numbers."""
+    if not 0 < len(classes) <= MOST["classes"]:
+        raise ConfigError(f"{where} must have 1 to {MOST['classes']} classes, got {len(classes)}.")
+    wrong = next((c for c in classes if not 0 <= c.code <= MOST["code"]), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"{where}: the code of a class must lie in 0 to {MOST['code']}, got {reprlib.repr(wrong.code)}."
+        )
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """How many numbers a model has, from its description alone: tokenizers, blocks, and a decoder per target."""
+
+    def block(dim: int) -> int:
+        return 12 * dim * dim + 13 * dim
+
+    def pixels(view: View) -> int:
+        return config.modalities[view.modality].channels * config.patch_edge(view.modality) ** 2
+
+    dim, small = config.dim, config.decoder_dim
+    encoder = config.depth * block(dim) + config.num_global_tokens * dim
+    encoder += sum(dim * (pixels(view) + 1) for view in config.input_views)
+    each = dim * small + small * (2 + len(config.inputs)) + (config.decoder_depth + 1) * block(small) + 2 * small
+    return encoder + sum(each + (small + 1) * pixels(view) for view in config.target_views)
 
 
 @dataclass(frozen=True)
@@ -152,6 +213,8 @@ class TaskConfig:
             raise ConfigError(f"head '{self.head}' does not fit {self.task}; expected {' or '.join(HEADS[self.task])}.")
         if not self.inputs:
             raise ConfigError("inputs: name at least one modality.")
+        if self.classes:
+            check_classes(self.classes, f"a model for {self.task}")
 
     @property
     def dense(self) -> bool:
@@ -183,7 +246,11 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
 def from_json(content: Any) -> ModelConfig:
     """The inverse of `to_json`; raises CheckpointError naming the entry that does not fit."""
     try:
-        return _from_json(ModelConfig, content, "model")
+        config = _from_json(ModelConfig, content, "model")
+        for modality in config.modalities.values():
+            if isinstance(modality, Continuous):
+                _check_statistics(modality)
+        return config
     except ConfigError as error:
         raise CheckpointError(f"entry 'model' describes no model: {error}") from error
 
@@ -237,6 +304,20 @@ def _modality_from_json(entry: Any, where: str) -> Modality:
             f"entry '{where}': expected an object whose 'kind' is one of {', '.join(kinds)}, got {reprlib.repr(kind)}."
         )
     return _fields_from_json(kinds[kind], {n: v for n, v in entry.items() if n != "kind"}, where)
+
+
+def _check_statistics(modality: Continuous) -> None:
+    for product, of in modality.statistics.items():
+        if not len(of.mean) == len(of.std) == len(modality.bands):
+            number = f"{len(of.mean)} and {len(of.std)}"
+            raise ConfigError(
+                f"'{modality.name}', product {product}: expected {len(modality.bands)} means and deviations, "
+                f"got {number}."
+            )
+        if not all(math.isfinite(m) and math.isfinite(s) and s > 0 for m, s in zip(of.mean, of.std, strict=True)):
+            raise ConfigError(
+                f"'{modality.name}', product {product}: means must be finite, and deviations positive and finite."
+            )
 
 
 def with_statistics(modality: Modality, statistics: Mapping[str, Statistics]) -> Modality:

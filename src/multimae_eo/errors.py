@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 
 
@@ -66,6 +67,14 @@ class WriteError(MultiMAEError):
 
 class IncompleteError(MultiMAEError):
     """A result is written, but a part of what it is made of could not be read; the command line exits with 3."""
+
+
+def shown(value: object) -> str:
+    """A value in a message, short whatever it is; some cannot be shown, such as numbers of thousands of digits."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # raised by its own __repr__
+        return f"a {type(value).__name__}"
 
 
 def reason(error: BaseException) -> str:

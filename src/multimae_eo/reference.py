@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
-import json
+import math
 import os
 import pickle
 import re
 import reprlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from multimae_eo.checkpoint import LoadReport, load_tensors, read_tensors, save
 from multimae_eo.config import SIZES, TABLE_SIZE, ModelConfig, with_statistics
+from multimae_eo.documents import read_json
 from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.layers import sine_cosine_table
 from multimae_eo.modalities import MODALITIES, Categorical, Continuous, MapClass, Modality
@@ -64,6 +66,7 @@ def read(path: str | os.PathLike[str]) -> Reference:
         content: Any = read_tensors(path)
     else:
         try:
+            _check_archive(path)
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are no pickle make the reader fail in any way
@@ -76,7 +79,33 @@ def read(path: str | os.PathLike[str]) -> Reference:
     named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise CheckpointError(f"'{path}': expected a dictionary of tensors, or one with the entry 'model'.")
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(
+                f"'{path}', tensor {reprlib.repr(name)}: expected one whose numbers are all in the file, got a view or "
+                f"another kind of {reprlib.repr(list(tensor.shape))}. Save plain tensors: t.contiguous()."
+            )
     return Reference(path, tensors, settings)
+
+
+def _check_archive(path: Path) -> None:
+    """Raise UnpicklingError for a zip that becomes larger than it is: torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(max(entry.file_size, entry.compress_size) for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise _Larger(f"its entries would take {size} bytes, but the file has {path.stat().st_size}")
+
+
+class _Larger(pickle.UnpicklingError):
+    """An archive that unpacks to more than it holds."""
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether every number is stored once: no view of a smaller tensor, nothing sparse or without numbers."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return math.prod(tensor.shape) * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -85,6 +114,8 @@ def _unreadable(path: Path, error: Exception) -> str:
         return "it is empty"
     if isinstance(error, OSError):
         return f"it cannot be read ({error})"
+    if isinstance(error, _Larger):
+        return f"{error}"
     if not isinstance(error, pickle.UnpicklingError):
         return "it is damaged, truncated, or of another format"
     refused = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -97,10 +128,7 @@ def _settings(content: Any, path: Path) -> dict[str, Any]:
     settings = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
     beside = path.with_name("config.json")
     if beside.is_file():
-        try:
-            entries = json.loads(beside.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"'{beside}', beside the weights '{path}', is not JSON: {error}.") from error
+        entries = read_json(beside, CheckpointError)
         if not isinstance(entries, dict):
             raise CheckpointError(
                 f"'{beside}', beside the weights '{path}': expected an object with entries such as 'encoder_heads', "

@@ -4,14 +4,16 @@ from typing import Any
 
 import h5py
 import numpy as np
-from isal import isal_zlib
+
+from multimae_eo.data.hdf5 import inflated, read, size_of
 
 
 class TileChunks:
     """The tiles of an array, one chunk each; `tiles[row]` is one of them, as `dataset[row]` would give it.
 
     Chunks that are deflated or stored plainly are read past HDF5's filters, which are slower; any other
-    layout is left to HDF5. The array is read-only. Raises what h5py does (OSError, ValueError, IndexError).
+    layout is left to HDF5. The array is read-only. Raises what h5py does (OSError, ValueError, IndexError), and OSError
+    where a tile claims to be too large, or inflates to more than it claims.
     """
 
     def __init__(self, dataset: h5py.Dataset):
@@ -19,25 +21,25 @@ class TileChunks:
         stored = dataset.id.get_create_plist()
         filters = [stored.get_filter(i)[0] for i in range(stored.get_nfilters())]
         self.direct = dataset.chunks == (1, *self.shape) and filters in ([], [h5py.h5z.FILTER_DEFLATE])
-        self.deflated, self.bytes = bool(filters), self.dtype.itemsize * int(np.prod(self.shape))
+        self.deflated, self.bytes = bool(filters), size_of(dataset, self.shape)
         self.rest = (0,) * len(self.shape)
 
     def __getitem__(self, row: int) -> Any:
         if not self.direct:
-            return self.dataset[row]
+            return self._through_hdf5(row)
         try:
             skipped, stored = self.dataset.id.read_direct_chunk((row, *self.rest))
         except (OSError, RuntimeError, ValueError, OverflowError):
-            return self.dataset[row]  # a chunk that was never written, or an error that h5py explains better
+            return self._through_hdf5(row)  # a chunk that was never written, or an error that h5py explains better
         if skipped:
-            return self.dataset[row]
-        return np.frombuffer(self._inflated(stored), self.dtype).reshape(self.shape)[()]
-
-    def _inflated(self, stored: bytes) -> bytes:
-        try:
-            content = isal_zlib.decompress(stored, bufsize=self.bytes) if self.deflated else stored
-        except isal_zlib.IsalError as error:  # type: ignore[misc]
-            raise OSError(f"the chunk cannot be inflated ({error})") from error
+            return self._through_hdf5(row)
+        content = inflated(stored, self.bytes) if self.deflated else stored
         if len(content) != self.bytes:
             raise OSError(f"the chunk holds {len(content)} bytes, expected {self.bytes}")
-        return content
+        return np.frombuffer(content, self.dtype).reshape(self.shape)[()]
+
+    def _through_hdf5(self, row: int) -> Any:
+        if not -len(self.dataset) <= row < len(self.dataset):
+            raise IndexError(f"there are {len(self.dataset)} rows")
+        row %= len(self.dataset)
+        return read(self.dataset, (slice(row, row + 1), *(slice(0, n) for n in self.shape)))[0]

@@ -281,7 +281,7 @@ def _members(archive: zipfile.ZipFile, path: Path, name: str) -> dict[str, zipfi
         if stat.S_ISLNK(member.external_attr >> 16):
             raise DataError(f"'{path}': {member.filename!r} is a link; nothing of it is written.")
         parts = parts[1:] if parts[0] in FOLDERS else parts
-        if parts[0] == name and len(parts) > 1 and not member.is_dir():
+        if parts[:1] == [name] and len(parts) > 1 and not member.is_dir():
             members["/".join(parts[1:])] = member
     if not members:
         raise DataError(f"'{path}' holds no file in a folder '{name}'. Delete it, and try again.")

@@ -6,7 +6,6 @@ sets that the synthetic world writes in the same layout. What each set holds is 
 
 import ast
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from multimae_eo import documents
 from multimae_eo.data import inert_pickle
 from multimae_eo.data.geobench_sets import SETS, GeoBenchSet, Layer
+from multimae_eo.data.hdf5 import check_heaps, open_hdf5
+from multimae_eo.data.hdf5 import read as read_array
 from multimae_eo.data.labelled import SPLITS, Description, Label, Sample, SplitName, check_class, check_ids, check_mask
-from multimae_eo.errors import ConfigError, DataError, StatisticsError, UnknownNameError
+from multimae_eo.errors import ConfigError, DataError, MultiMAEError, StatisticsError, UnknownNameError, shown
 
 DEFAULT_PARTITION = "default"
 PARTITIONS = (DEFAULT_PARTITION, "0.01x", "0.02x", "0.05x", "0.10x", "0.20x", "0.50x", "1.00x")
@@ -28,6 +30,7 @@ PARTITION_LAYOUT = '{"train": [ids], "valid": [ids], "test": [ids]}'
 
 # As many as GEO-Bench itself took for its band_stats.json.
 _MEASURED_IMAGES = 1000
+_LONGEST_PICKLE = 1 << 24  # characters; those of GEO-Bench have some 10,000
 _DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}.*)")
 
 
@@ -102,9 +105,11 @@ class GeoBench:
         if not path.is_file():
             raise DataError(f"'{path}' is missing; the set '{self.set.name}' has no image '{sample_id}'.")
         try:
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 yield file, f"'{path}'"
-        except OSError as error:
+        except MultiMAEError:
+            raise
+        except Exception as error:  # damaged bytes make h5py raise nearly anything
             raise DataError(f"'{path}' cannot be read as HDF5, it may be truncated: {error}.") from error
 
     def read(self, sample_id: str) -> Sample:
@@ -248,10 +253,7 @@ def _partition_file(partition: str) -> str:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"'{path}' is not JSON: {error}.") from error
+    return documents.read_json(path, DataError)
 
 
 def _are_ids(value: Any) -> bool:
@@ -295,7 +297,7 @@ def _array(file: h5py.File, key: str, where: str) -> np.ndarray:
         raise DataError(f"{where}: '{key}' cannot be read: {error}. Fetch the file anew.") from error
     if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "iufb":
         raise DataError(f"{where}: '{key}' is {getattr(array, 'dtype', 'a group')}; expected an array of numbers.")
-    return array[()]
+    return np.asarray(read_array(array))
 
 
 def _pixels(array: np.ndarray) -> str:
@@ -318,10 +320,12 @@ def _channel(layer: Layer, raw: np.ndarray | None, size: tuple[int, ...]) -> tup
 
 def _pickled_label(file: h5py.File, where: str) -> Any:
     """The entry 'label' of the text that is a pickle written as a Python literal."""
-    text = file.attrs.get("pickle")
+    text = None
+    check_heaps(file.filename)
     try:
-        data = ast.literal_eval(text) if isinstance(text, str) else None
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        text = file.attrs.get("pickle")
+        data = ast.literal_eval(text) if isinstance(text, str) and len(text) <= _LONGEST_PICKLE else None
+    except Exception:  # of damaged bytes h5py and the parser of literals make nearly anything
         data = None
     if not isinstance(data, bytes):
         raise DataError(
@@ -335,13 +339,11 @@ def _pickled_label(file: h5py.File, where: str) -> Any:
 
 
 def _multi_hot(value: Any, classes: int, where: str) -> np.ndarray:
-    try:
-        hot = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        hot = np.zeros(0)
+    plain = isinstance(value, list | tuple) and all(isinstance(v, int | float | np.number) for v in value)
+    hot = np.asarray(value, np.float64 if plain else None) if plain or isinstance(value, np.ndarray) else np.zeros(0)
     if hot.shape != (classes,) or hot.dtype.kind not in "iufb" or not np.isin(hot, (0, 1)).all():
         raise DataError(
-            f"{where}: the label is {value!r:.60}; expected {classes} numbers that are 0 or 1, one per class."
+            f"{where}: the label is {shown(value)}; expected {classes} numbers that are 0 or 1, one per class."
         )
     return hot.astype(np.float32)
 

@@ -4,18 +4,17 @@ Everything a file can do wrong is found here and named with the file, what was e
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
 
+from multimae_eo.data.alone import open_alone
 from multimae_eo.data.import_options import SourceOptions
 from multimae_eo.data.layout import ADDRESSES, ARRAYS, SENTINEL2_CHANNELS
 from multimae_eo.errors import ConfigError, DataError, GridError, UnknownNameError
@@ -95,10 +94,8 @@ def open_raster(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"'{path}' does not exist or is no file.")
     try:
-        with warnings.catch_warnings():  # a file without georeference is an error of its own here
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # Only this driver: a VRT or another container could point to further files or addresses.
-            return rasterio.open(path, driver="GTiff")
+        # Only this driver: a VRT or another container could point to further files or addresses.
+        return open_alone(path, "GTiff")
     except RasterioError as error:
         raise DataError(f"'{path}' cannot be read as a GeoTIFF ({error}). Convert or fetch it again.") from error
 

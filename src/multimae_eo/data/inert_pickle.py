@@ -9,6 +9,7 @@ import io
 import pickle
 import pickletools
 import re
+import reprlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -40,6 +41,8 @@ HARMLESS = frozenset(
 )
 
 _NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
+_MOST_OBJECTS = 1_000_000  # that one label is made of; those of GEO-Bench are made of some hundreds
+_MARK = -1
 _REFUSED_OPCODES = ("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID")
 
 
@@ -65,13 +68,13 @@ class _Dtype:
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
         if not isinstance(code, str) or not _NUMBER.fullmatch(code):
-            raise _Refused(f"numpy.dtype({code!r})")
+            raise _Refused(f"numpy.dtype({reprlib.repr(code)})")
         self.type = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
         _, order, *parts = state[:5]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in parts):
-            raise _Refused(f"a numpy.dtype with the state {state!r:.80}")
+            raise _Refused(f"a numpy.dtype with the state {reprlib.repr(state)}")
         self.type = self.type.newbyteorder(order)
 
 
@@ -118,10 +121,43 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Extension codes reach their objects past `find_class`, so they are refused before anything is loaded."""
-    for opcode, _, _ in pickletools.genops(data):
+    """Look at a pickle before anything is loaded.
+
+    Extension codes reach their objects past `find_class`; a number in the memo makes room for all numbers below it; and
+    tuples of the same tuples take few bytes, and years to be hashed or shown.
+    """
+    number, stack, memo = 0, [], {}
+    for opcode, argument, _ in pickletools.genops(data):
+        number += 1
         if opcode.name in _REFUSED_OPCODES:
             raise _Refused(f"an object outside of the file (opcode {opcode.name})")
+        if "PUT" in opcode.name and int(argument) > len(data):
+            raise _Refused(f"room for {int(argument)} objects")
+        if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(int(argument), 1))
+            continue
+        if "PUT" in opcode.name or opcode.name == "MEMOIZE":
+            memo[len(memo) if argument is None else int(argument)] = stack[-1]
+            continue
+        if opcode.name == "DUP":
+            stack.append(stack[-1])
+            continue
+        _advance(stack, opcode)
+        if stack and stack[-1] > _MOST_OBJECTS:
+            raise _Refused(f"more than {_MOST_OBJECTS} objects")
+
+
+def _advance(stack: list[int], opcode: Any) -> None:
+    """What an operation does to a stack of which only the sizes are known: how many objects each entry is made of."""
+    taken, before = 1, list(opcode.stack_before)
+    if pickletools.markobject in before:
+        place = len(stack) - 1 - stack[::-1].index(_MARK)
+        taken += sum(stack[place + 1 :])
+        del stack[place:]
+        before = before[: before.index(pickletools.markobject)]
+    for _ in before:
+        taken += max(0, stack.pop())
+    stack += [_MARK if kind is pickletools.markobject else taken for kind in opcode.stack_after]
 
 
 def loads(data: bytes, where: str) -> Any:

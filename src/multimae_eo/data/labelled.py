@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from multimae_eo.config import TaskName
-from multimae_eo.errors import ConfigError, DataError, StatisticsError
+from multimae_eo.errors import ConfigError, DataError, StatisticsError, shown
 from multimae_eo.modalities import Categorical, Continuous, MapClass, Modality, Statistics
 from multimae_eo.raster import Batch, by_modality
 
@@ -127,9 +127,11 @@ def check_ids(ids: Mapping[SplitName, Sequence[str]], where: str, *, allow_leaks
 def check_class(value: object, num_classes: int, where: str) -> int:
     """A class index that is a whole number in range; raises DataError."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise DataError(f"{where}: the label is {value!r}; expected a whole number from 0 to {num_classes - 1}.")
+        raise DataError(f"{where}: the label is {shown(value)}; expected a whole number from 0 to {num_classes - 1}.")
     if not 0 <= value < num_classes:
-        raise DataError(f"{where}: the label is {value}; expected 0 to {num_classes - 1} ({num_classes} classes).")
+        raise DataError(
+            f"{where}: the label is {shown(value)}; expected 0 to {num_classes - 1} ({num_classes} classes)."
+        )
     return int(value)
 
 

@@ -6,6 +6,7 @@ Source: MMEarth (Nedungadi et al., ECCV 2024), variants data_1M_v001, data_1M_v0
 
 import math
 import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import h5py
 import numpy as np
 
 from multimae_eo.data.chunks import TileChunks
+from multimae_eo.data.hdf5 import MOST_TILES, open_hdf5, read, size_of
 from multimae_eo.data.layout import ADDRESSES, ARRAYS, Address, settled
-from multimae_eo.data.tiles import Buffers, Tiles, find, read_json
+from multimae_eo.data.tiles import ALL_TILES, Buffers, Tiles, find, read_json
 from multimae_eo.errors import ConfigError, DataError, StatisticsError, UnreadError
 from multimae_eo.modalities import Continuous, Modality, Statistics
 from multimae_eo.raster import Batch
@@ -127,7 +129,7 @@ class MMEarth(Tiles):
 
     def tile_id(self, row: int) -> str:
         """The name of a tile."""
-        return self._tile("metadata", row)["tile_id"].decode()
+        return self._word(self._tile("metadata", row), "tile_id", row)
 
     @property
     def has_places(self) -> bool:
@@ -136,13 +138,21 @@ class MMEarth(Tiles):
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latitude and longitude in degrees; the file holds sines and cosines."""
-        degrees = []
         if not self.has_places:
             raise DataError(f"'{self.path}' has no array 'lat' and 'lon', which a split by blocks needs.")
-        for name in PLACES:
-            sine, cosine = self._file()[name][:][rows].T
-            degrees.append(np.degrees(np.arctan2(sine, cosine)))
-        return degrees[0], degrees[1]
+        lat, lon = (np.degrees(self.angles(name)[rows]) for name in PLACES)
+        return lat, lon
+
+    def angles(self, name: str, step: int = 1) -> np.ndarray:
+        """Radians of every tile, or of every few, from an array of sines and cosines; raises DataError."""
+        array = self._file().get(name)
+        if not isinstance(array, h5py.Dataset) or array.shape != (self.length, 2) or array.dtype.kind != "f":
+            raise DataError(f"'{self.path}' has no array '{name}' of two numbers per tile.")
+        try:
+            sine, cosine = read(array)[::step].T
+        except OSError as error:
+            raise DataError(f"'{self.path}', array '{name}' cannot be read: {error}.") from error
+        return np.arctan2(sine, cosine)
 
     def _check(self) -> tuple[int, int]:
         if "sentinel2" in self._arrays:
@@ -171,6 +181,12 @@ class MMEarth(Tiles):
                 f"'{self.path}', array '{name}' (for '{needed_by}'): expected {spec.dtype} "
                 f"[tiles, {spec.channels}, height, width], got {dtype} {list(shape)}."
             )
+        try:
+            size_of(file[name], shape[1:])
+        except OSError as error:
+            raise DataError(f"'{self.path}', array '{name}' (for '{needed_by}') is not read: {error}.") from error
+        if not 0 < shape[0] <= MOST_TILES:
+            raise DataError(f"'{self.path}', array '{name}': expected 1 to {MOST_TILES} tiles, got {shape[0]}.")
         return shape[0], *shape[2:]
 
     def _check_metadata(self) -> None:
@@ -186,17 +202,14 @@ class MMEarth(Tiles):
                 f"'{self.path}', array 'metadata': expected the fields 'tile_id' and 'S2_type', got {metadata.dtype}."
             )
         if "S2_type" not in metadata.dtype.names:  # read here, so that processes share it
-            info = read_json(self.folder, self.name, "tile_info")
+            info = read_json(self.folder, self.name, "tile_info", megabytes=ALL_TILES)
             facts = info.items() if isinstance(info, dict) else ()
             kinds = {tile: known["S2_type"] for tile, known in facts if isinstance(known, dict) and "S2_type" in known}
             self._s2_types = {tile: str(kind).upper() for tile, kind in kinds.items()}
 
     def _file(self) -> h5py.File:
         if self._open is None or self._open[0] != os.getpid():
-            try:
-                self._open, self._chunks = (os.getpid(), h5py.File(self.path, "r")), {}
-            except OSError as error:
-                raise UnreadError(f"'{self.path}' cannot be read as HDF5, it may be truncated: {error}.") from error
+            self._open, self._chunks = (os.getpid(), open_hdf5(self.path)), {}
         return self._open[1]
 
     def close(self) -> None:
@@ -223,14 +236,23 @@ class MMEarth(Tiles):
             return None
         entry = self._tile("metadata", row)
         if "S2_type" in entry.dtype.names:
-            return entry["S2_type"].decode().upper()
-        tile = entry["tile_id"].decode()
+            return self._word(entry, "S2_type", row).upper()
+        tile = self._word(entry, "tile_id", row)
         if tile not in self._s2_types:
             raise DataError(
                 f"'{self.folder / self.name}_tile_info.json' has no 'S2_type' of tile '{tile}' (row {row}), and the "
                 f"metadata of '{self.path}' has none either; expected 'l1c' or 'l2a'."
             )
         return self._s2_types[tile]
+
+    def _word(self, entry: Any, name: str, row: int) -> str:
+        value = entry[name] if name in (entry.dtype.names or ()) else None
+        try:
+            return value.decode()
+        except (AttributeError, UnicodeDecodeError):
+            raise DataError(
+                f"'{self.path}', array 'metadata', row {row}: '{name}' is {reprlib.repr(value)}; expected text."
+            ) from None
 
     def _product(self, modality: Modality, row: int, kind: str | None) -> int | None:
         """The product that the metadata names, or the only one; None where the pixels decide."""

@@ -6,6 +6,7 @@ NumPy's NPY format 1.0 (NEP 1). Why this one: docs/performance.md.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from multimae_eo.data.hdf5 import LARGEST, MOST_TILES
 from multimae_eo.data.tiles import INDEX, Buffers, Tiles, find, read_json
 from multimae_eo.errors import DataError, StatisticsError, UnreadError
 from multimae_eo.modalities import Modality
@@ -37,9 +39,12 @@ class Stored:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "products", tuple(self.products))
-        float(self.missing)
-        if np.dtype(self.dtype).kind not in "iuf":
+        if not self.bands or not all(isinstance(word, str) for word in (*self.bands, *self.products, self.dtype)):
+            raise ValueError("bands, products and dtype must be text")
+        dtype = np.dtype(self.dtype)
+        if dtype.kind not in "iuf" or dtype.shape:
             raise ValueError(f"dtype {self.dtype!r} holds no numbers")
+        dtype.type(float(self.missing))
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Index:
         numbers += [number for shard in self.shards for number in (shard.tiles, shard.header)]
         if any(type(number) is not int or number < 1 for number in numbers) or sum(self.sizes) != self.tiles:
             raise ValueError("sizes must be whole numbers that add up")
+        if self.tiles > MOST_TILES or self.tile_px**2 > LARGEST or self.record.itemsize > LARGEST:
+            raise ValueError(f"expected at most {MOST_TILES} tiles of {LARGEST} bytes")
 
     @property
     def record(self) -> np.dtype:
@@ -117,7 +124,13 @@ class Packed(Tiles):
         runs = self._runs({**buffers.values, PRODUCTS: kinds})
         for place, row in enumerate(rows):
             self._read_tile(row, [(offset, part[place]) for offset, part in runs])
-        products = {name: known[kinds[:, self._place[name]]] for name, known in self._products.items()}
+        products = {}
+        for name, known in self._products.items():
+            chosen = kinds[:, self._place[name]]
+            if (chosen >= len(known)).any():
+                row = rows[int(np.argmax(chosen >= len(known)))]
+                raise DataError(f"'{self.path}', row {row}: the tile is of no product of '{name}'; pack again.")
+            products[name] = known[chosen]
         for name, found in products.items():
             if (found < 0).any():
                 self._without_statistics(name, rows, found, kinds)
@@ -125,7 +138,7 @@ class Packed(Tiles):
 
     def tile_id(self, row: int) -> str:
         """The name of a tile."""
-        return self._facts()[row]["tile_id"].decode()
+        return self._facts()[row]["tile_id"].decode(errors="replace")
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latitude and longitude in degrees."""
@@ -201,10 +214,17 @@ class Packed(Tiles):
 
     def _facts(self) -> np.ndarray:
         path = self.folder / f"{self.name}{TILES}"
-        if not hasattr(path, "fs"):
-            return np.load(path, mmap_mode="r")
-        with path.open("rb") as file:
-            return np.load(file)
+        try:
+            if hasattr(path, "fs"):
+                with path.open("rb") as file:
+                    facts = np.load(io.BytesIO(file.read(2 * self.length * TILE.itemsize)))
+            else:
+                facts = np.load(path, mmap_mode="r")
+        except Exception as error:  # damaged headers make numpy raise nearly anything
+            raise DataError(f"'{path}' cannot be read: {error}. Delete it and pack again.") from error
+        if facts.dtype != TILE or facts.shape != (self.length,):
+            raise DataError(f"'{path}' holds {facts.dtype} {facts.shape}, expected {self.length} tiles; pack again.")
+        return facts
 
     def _without_statistics(self, name: str, rows: Sequence[int], products: np.ndarray, kinds: np.ndarray) -> None:
         place = int(np.argmax(products < 0))
@@ -236,7 +256,7 @@ def parse_index(content: Any, path: Path) -> Index:
         entries["modalities"] = {name: Stored(**stored) for name, stored in entries["modalities"].items()}
         entries["shards"] = [Shard(**shard) for shard in entries["shards"]]
         return Index(**entries)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DataError(f"'{path}' makes no sense ({error}); was it cut or edited? Pack again.") from error
 
 

@@ -1,6 +1,5 @@
 """What every source of pre-training tiles shares: where it lies, its side files, its splits, batches of rows."""
 
-import json
 import math
 import os
 import reprlib
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from multimae_eo import documents
 from multimae_eo.data.layout import SPLITS
 from multimae_eo.data.patience import Patience
 from multimae_eo.errors import ConfigError, DataError, UnreadError
@@ -25,6 +25,7 @@ from multimae_eo.raster import rows as some
 SPLITS_LAYOUT = '{"train": [rows], "val": [rows], "test": [rows]}'
 # What a data set is recognised by: one HDF5 file, or the index of a packed copy.
 HDF5, INDEX = ".h5", "_pack.json"
+ALL_TILES = 8192  # megabytes of a side file that lists every tile; those of MMEarth's 1.2 million have about 2,000
 
 
 def located(root: str | os.PathLike[str]) -> Path:
@@ -61,15 +62,12 @@ def find(root: str | os.PathLike[str]) -> tuple[Path, str]:
     )
 
 
-def read_json(folder: Path, name: str, kind: str) -> Any:
+def read_json(folder: Path, name: str, kind: str, *, megabytes: int = documents.MEGABYTES) -> Any:
     """A side file; Python's reader accepts the NaN and Infinity of the real ones."""
     path = folder / f"{name}_{kind}.json"
     if not path.is_file():
         raise DataError(f"'{path}' is missing; the data set needs it beside its tiles.")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"'{path}' is not JSON: {error}.") from error
+    return documents.read_json(path, DataError, megabytes=megabytes)
 
 
 class Tiles(Dataset[Batch], ABC):
@@ -130,7 +128,7 @@ class Tiles(Dataset[Batch], ABC):
 
     def splits(self, *, val_fraction: float, block_degrees: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
         """Rows of "train", "val" and "test"; val is taken from train, by blocks, where the release has none."""
-        table = read_json(self.folder, self.name, "splits")
+        table = read_json(self.folder, self.name, "splits", megabytes=ALL_TILES)
         path = self.folder / f"{self.name}_splits.json"
         if not isinstance(table, dict):
             raise DataError(f"'{path}': expected {SPLITS_LAYOUT}, got a {type(table).__name__}.")

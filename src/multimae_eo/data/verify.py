@@ -13,6 +13,7 @@ import h5py
 from multimae_eo.data.chunks import TileChunks
 from multimae_eo.data.geobench import GeoBench
 from multimae_eo.data.geobench_sets import SETS
+from multimae_eo.data.hdf5 import open_hdf5
 from multimae_eo.data.labelled import SPLITS
 from multimae_eo.data.layout import ARRAYS
 from multimae_eo.data.layout import SPLITS as TILE_SPLITS
@@ -99,12 +100,9 @@ def _of_tiles(folder: Path, name: str) -> Iterator[Piece]:
         yield 0, partial(_shard, folder / f"{name}{TILES}", index.tiles_sha256, 0, index.tiles)
         return
     path = folder / f"{name}{HDF5}"
-    try:
-        with h5py.File(path, "r") as file:
-            arrays = [n for n in ARRAYS if isinstance(file.get(n), h5py.Dataset)]
-            number = max((len(file[n]) for n in arrays), default=0)
-    except (OSError, TypeError) as error:
-        raise DataError(f"'{path}' cannot be read as HDF5, it may be truncated: {error}.") from error
+    with open_hdf5(path) as file:
+        arrays = [n for n in ARRAYS if isinstance(file.get(n), h5py.Dataset) and file[n].ndim == 4]
+        number = max((len(file[n]) for n in arrays), default=0)
     if not number:
         raise DataError(f"'{path}' holds no tiles: none of the arrays {', '.join(ARRAYS)}.")
     table = read_json(folder, name, "splits")
@@ -122,7 +120,7 @@ def _cut(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def _rows(path: Path, arrays: Sequence[str], rows: Sequence[int]) -> list[Fault]:
     faults = []
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         chunks = {name: TileChunks(file[name]) for name in arrays}
         tiles = TileChunks(file["metadata"]) if isinstance(file.get("metadata"), h5py.Dataset) else None
         for row in rows:

@@ -9,9 +9,9 @@ import numpy as np
 
 from multimae_eo.config import ModelConfig
 from multimae_eo.data.layout import SPLITS
-from multimae_eo.data.mmearth import MMEarth, read_statistics
+from multimae_eo.data.mmearth import PLACES, MMEarth, read_statistics
 from multimae_eo.data.packed import open_tiles
-from multimae_eo.data.tiles import Tiles, find, read_json
+from multimae_eo.data.tiles import ALL_TILES, Tiles, find, read_json
 from multimae_eo.errors import DataError, MultiMAEError
 from multimae_eo.explain.page import amount, block, command, facts, listed, page, table
 from multimae_eo.modalities import MODALITIES, PAPER_INPUTS, PAPER_TARGETS, Modality, parse_view
@@ -79,7 +79,7 @@ def _where(tiles: Tiles) -> tuple[np.ndarray, np.ndarray]:
     """Latitude and longitude of the tiles that are looked at; empty where the data set does not say them."""
     try:
         if isinstance(tiles, MMEarth):
-            return np.degrees(_angles(tiles, "lat")), np.degrees(_angles(tiles, "lon"))
+            return tuple(np.degrees(tiles.angles(name, _step(tiles))) for name in PLACES)
         return tiles.places(np.arange(0, tiles.length, _step(tiles)))
     except DataError:
         return np.empty(0), np.empty(0)
@@ -88,26 +88,17 @@ def _where(tiles: Tiles) -> tuple[np.ndarray, np.ndarray]:
 def _months(tiles: Tiles) -> np.ndarray:
     """1 to 12, of the tiles that are looked at; empty where the data set does not say them."""
     try:
-        turns = _angles(tiles, "month") / (2 * np.pi) if isinstance(tiles, MMEarth) else np.empty(0)
+        turns = tiles.angles("month", _step(tiles)) / (2 * np.pi) if isinstance(tiles, MMEarth) else np.empty(0)
     except DataError:
         return np.empty(0, int)
     return (np.rint(12 * turns).astype(int) - 1) % 12 + 1
 
 
-def _angles(tiles: MMEarth, name: str) -> np.ndarray:
-    """Radians, which the file holds as sines and cosines."""
-    array = tiles._file().get(name)
-    if getattr(array, "shape", ()) != (tiles.length, 2):
-        raise DataError(f"'{tiles.path}' has no array '{name}' of two numbers per tile.")
-    sine, cosine = array[:: _step(tiles)].T
-    return np.arctan2(sine, cosine)
-
-
 def _splits(folder: Path, name: str, length: int) -> np.ndarray:
     """The split of each row as an index into `layout.SPLITS`, -1 for none."""
-    split = np.full(length, -1)
+    split = np.full(length, -1, np.int8)
     try:
-        content = read_json(folder, name, "splits")
+        content = read_json(folder, name, "splits", megabytes=ALL_TILES)
     except DataError:
         return split
     for number, key in enumerate(SPLITS):

@@ -9,13 +9,16 @@ from typing import Any
 
 from rasterio.enums import MaskFlags
 
+from multimae_eo.data.alone import check_cube
 from multimae_eo.data.geotiff_source import SKIPPED
-from multimae_eo.errors import ConfigError, DataError, UnknownNameError
+from multimae_eo.documents import read_json, read_yaml
+from multimae_eo.errors import ConfigError, DataError, MultiMAEError, UnknownNameError, shown
 from multimae_eo.maps.layers import open_file
 from multimae_eo.maps.options import SourceOptions, checked
 from multimae_eo.modalities import MODALITIES, canonical_band
 
 FILES = (".tif", ".tiff", ".jp2")
+_PROTOCOLS = ("http", "https", "s3", "gs", "az")  # of the assets of a STAC item
 _PRODUCTS = tuple(dict.fromkeys(p for m in MODALITIES.values() for p in m.products))
 
 
@@ -87,8 +90,18 @@ def look(name: str, options: SourceOptions, given: Any = None) -> Found:
     given: an xarray data set or a STAC item that is open already.
     """
     options = checked(name, options)
-    path = Path(options.path)
     found = Found(name, options, {})
+    try:
+        return _looked(found, Path(options.path), given)
+    except MultiMAEError:
+        raise
+    except Exception as error:  # libraries raise nearly anything where a file is damaged
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{found.says} cannot be read, it may be damaged: {why}.") from error
+
+
+def _looked(found: Found, path: Path, given: Any) -> Found:
+    options = found.options
     if given is not None and not hasattr(given, "data_vars"):
         return _item(found, given)
     if given is not None or path.suffix.lower() in (".nc", ".zarr"):
@@ -174,6 +187,7 @@ def _cube(found: Found, given: Any) -> Found:
     if cube is None:
         if not Path(found.options.path).exists():
             raise DataError(f"{found.says} does not exist.")
+        check_cube(Path(found.options.path))
         try:
             if found.options.path.rstrip("/").endswith(".zarr"):
                 how = {"engine": "zarr", "consolidated": False}
@@ -223,10 +237,27 @@ def _one_time(found: Found, cube: Any) -> Any:
 
 def _read_item(path: Path) -> Any:
     pystac = import_extra("pystac", "reads STAC items")
+    content = read_json(path, DataError)
     try:
-        return pystac.Item.from_file(str(path))
-    except (ValueError, KeyError, pystac.STACError) as error:
-        raise DataError(f"'{path}' is no STAC item: {error}.") from error
+        item = pystac.Item.from_dict(content, migrate=True)
+    except Exception as error:  # an item that lacks or misuses anything makes it raise nearly anything
+        raise DataError(f"'{path}' is no STAC item: {shown(error)}.") from error
+    if not str(item.get_self_href()).startswith(("http://", "https://")):
+        item.set_self_href(str(path.absolute()))
+    for key, asset in item.assets.items():
+        _check_href(path, key, str(asset.get_absolute_href()))
+    return item
+
+
+def _check_href(path: Path, key: str, href: str) -> None:
+    """Assets of an item are on a server, or files in its own folder; raises DataError."""
+    protocol, there, _ = href.partition("://")
+    inside = Path(href).resolve().is_relative_to(path.parent.resolve())
+    if protocol.lower() not in _PROTOCOLS if there else href.startswith("/vsi") or not inside:
+        raise DataError(
+            f"'{path}': its asset '{key}' is '{href}'; expected {', '.join(_PROTOCOLS)}, or a file in the folder of "
+            "the item. Nothing of it was opened."
+        )
 
 
 def _item(found: Found, item: Any) -> Found:
@@ -292,8 +323,8 @@ def read_scene_file(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_yaml(path))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"'{path}' is no YAML file that can be read: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"'{path}': expected sources as 'name: path' or 'name: {{path: ..., bands: [...]}}'.")

@@ -1,7 +1,6 @@
 """Layers of a scene: some bands from one place, brought to the scene's grid as windows of it are read."""
 
 import itertools
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import rasterio
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.transform import rowcol
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
@@ -20,6 +19,7 @@ from rasterio.warp import transform as warp_points
 from rasterio.windows import Window as RasterWindow
 from rasterio.windows import transform as window_transform
 
+from multimae_eo.data.alone import open_alone
 from multimae_eo.data.geotiff_source import Grid
 from multimae_eo.errors import DataError
 
@@ -103,9 +103,7 @@ class Damage:
 def open_file(path: str | Path) -> Any:
     """A rasterio dataset of a raster file; raises DataError."""
     try:
-        with warnings.catch_warnings():  # a file without georeference is an error of its own here
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path, driver=DRIVERS.get(Path(path).suffix.lower(), "GTiff"))
+        return open_alone(path, DRIVERS.get(Path(path).suffix.lower(), "GTiff"))
     except RasterioError as error:
         raise DataError(
             f"'{path}' cannot be read as a GeoTIFF or JPEG 2000 file ({error}). Convert or fetch it again."

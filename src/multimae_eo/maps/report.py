@@ -4,16 +4,16 @@ import base64
 import csv
 import html
 import io
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 
-from multimae_eo.errors import ConfigError
+from multimae_eo.documents import read_json
+from multimae_eo.errors import ConfigError, DataError, MultiMAEError, shown
 from multimae_eo.maps.curves import COLORS, chart
 from multimae_eo.maps.options import ReportOptions
 from multimae_eo.maps.preview import Preview, preview
@@ -57,14 +57,16 @@ def write_report(options: ReportOptions) -> Path:
     if not run.is_dir():
         raise ConfigError(f"'{run}' is no folder; name the folder of a run.")
     maps = [options.map] if options.map is not None else sorted(run.glob("*.tif"))
-    parts = [*_curves(run), *_panels(run), *_results(run), *_subsets(run)]
+    parts = [part for read in (_curves, _panels, _results, _subsets) for part in _read(read, run)]
     for path in maps:
         parts += _map(preview(path, options.before))
     if not parts:
         raise ConfigError(f"'{run}' holds no metrics.csv, results.json, pictures or maps: is it the folder of a run?")
     title = f"Run {run.resolve().name}"
     config = run / "config.yaml"
-    settings = f"<h2>Options</h2><pre>{html.escape(config.read_text())}</pre>" if config.exists() else ""
+    settings = (
+        f"<h2>Options</h2><pre>{html.escape(config.read_text(errors='replace'))}</pre>" if config.exists() else ""
+    )
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join([f"<h1>{html.escape(title)}</h1>", *parts, settings, f"<script>{_SCRIPT}</script>"])
@@ -77,6 +79,16 @@ def write_report(options: ReportOptions) -> Path:
     except OSError as error:
         raise ConfigError(f"'{out}' cannot be written: {error.strerror}.") from error
     return out
+
+
+def _read(read: Callable[[Path], Iterator[str]], run: Path) -> list[str]:
+    try:
+        return list(read(run))
+    except MultiMAEError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, csv.Error) as error:
+        where = {_curves: "metrics.csv", _results: "results.json"}.get(read, "a table or picture")
+        raise DataError(f"'{run}': {where} is damaged ({shown(error)}). Mend it, or delete it.") from error
 
 
 def _curves(run: Path) -> Iterator[str]:
@@ -131,7 +143,7 @@ def _results(run: Path) -> Iterator[str]:
     path = run / "results.json"
     if not path.exists():
         return
-    content = json.loads(path.read_text())
+    content = read_json(path, DataError)
     found = {name: content[name] for name in ("best", "last") if isinstance(content.get(name), dict)}
     if found:
         metrics = list(next(iter(found.values())))

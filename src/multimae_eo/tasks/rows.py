@@ -10,24 +10,33 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from multimae_eo.errors import DataError, shown
 from multimae_eo.whole import written
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, as strings; a last row that was cut off is dropped."""
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or []
-        return [row for row in reader if all(row[name] is not None for name in names)]
+    """The rows of a metrics.csv, as strings; a last row that was cut off is dropped; raises DataError."""
+    try:
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            whole = (row for row in reader if all(row[name] is not None for name in names))
+            return [row for row in whole if None not in row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{path}' is no table ({error}); delete it, or what is wrong in it.") from error
 
 
 def truncate(path: Path, before: Mapping[str, int]) -> None:
     """Keep the rows of a kind ("train", "val") with a step of less than before[kind]; the file is replaced at once."""
     if not path.exists():
         return
+    rows = read_rows(path)
     with open(path, newline="") as file:
         names = csv.DictReader(file).fieldnames or []
-    kept = [row for row in read_rows(path) if int(row["step"]) < before.get(row["kind"], 0)]
+    try:
+        kept = [row for row in rows if int(row["step"]) < before.get(row["kind"], 0)]
+    except (KeyError, ValueError) as error:
+        raise DataError(f"'{path}' has a row without a step and a kind ({shown(error)}); delete it.") from error
     with written(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
