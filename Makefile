@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH ?= torch
 BIN = $(VENV)/bin
 
-.PHONY: install demo test slow lint docs build core integrations lowest bench clean
+.PHONY: install demo test slow lint docs build core integrations lowest bench faults clean
 
 install: $(VENV)/.installed
 
@@ -97,6 +97,13 @@ bench: $(VENV)-bench/.installed
 	$(BENCH) benchmarks/encoder.py --runs 9 --json runs/bench/encoder.json
 	$(BENCH) benchmarks/step.py --runs 7 --json runs/bench/step.json
 	$(BENCH) benchmarks/write_tables.py runs/bench docs/performance.md
+
+# Every fault in full: about an hour and a half. What it finds goes into docs/reliability.md.
+faults: install
+	$(BIN)/python benchmarks/faults/kills.py --json runs/faults/kills.json
+	$(BIN)/python benchmarks/faults/soak.py --json runs/faults/soak.json
+	$(BIN)/python benchmarks/faults/fuzz.py --json runs/faults/fuzz.json
+	$(BIN)/python benchmarks/faults/tables.py runs/faults docs/reliability.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-bench $(VENV)-core $(VENV)-lowest $(VENV)-terratorch $(VENV)-torchgeo site dist

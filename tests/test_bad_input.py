@@ -22,6 +22,7 @@ from multimae_eo import cli  # noqa: E402
 
 QUICK = [
     *("--model.size", "demo", "--optim.steps", "2", "--optim.batch_size", "4", "--data.workers", "0"),
+    *("--data.retries", "0"),
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.progress", "false"),
     *("--trainer.panels", "0", "--trainer.loggers=[]", "--trainer.log_every", "1"),
 ]

@@ -165,6 +165,7 @@ RUN: dict[str, Callable[[Path, pytest.FixtureRequest], dict[str, str]]] = {
     "missing": with_labels,
     "pretrain": with_world,
     "cluster": with_world,
+    "reliability": with_world,
     "finetune": with_tasks,
     "own_geotiffs": with_table,
     "torch_datasets": with_torchgeo,

@@ -1,0 +1,62 @@
+"""Put what the scripts of this folder found into docs/reliability.md.
+
+    python benchmarks/faults/tables.py runs/faults docs/reliability.md
+
+FOLDER/NAME.json goes as a table between the lines `<!-- NAME -->` and `<!-- end of NAME -->`; what has no file stays.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def kills(found: Any) -> str:
+    """Of kills.py: a row per number of processes."""
+    rows = []
+    for one in found:
+        what = "equal to the bit, each tile once per epoch" if one["equal"] else "; ".join(one["differences"])
+        writing = one["while a state was written"]
+        rows.append((one["fault"], one["times"], writing, one["steps"], f"{one['seconds'] / 60:.0f} min", what))
+    return table(("fault", "times", "while a state was written", "steps", "took", "what happened"), rows)
+
+
+def soak(found: Any) -> str:
+    """Of soak.py: a row per figure."""
+    head = f"{found['rounds']} rounds in {found['minutes']:.0f} min."
+    rows = [(r["name"], f"{r['first']:.1f}", f"{r['last']:.1f}", "yes" if r["flat"] else "no") for r in found["rows"]]
+    return f"{head}\n\n" + table(("figure", "second third", "last third", "flat"), rows)
+
+
+def fuzz(found: Any) -> str:
+    """Of fuzz.py: a row per reader, all of its inputs together."""
+    rows = [(r["name"], r["inputs"], r["accepted"], r["refused"], f"{r['seconds']:.0f} s") for r in found]
+    total = [sum(r[key] for r in found) for key in ("inputs", "accepted", "refused", "seconds")]
+    rows.append(("all", *total[:3], f"{total[3]:.0f} s"))
+    return table(("reader", "inputs", "accepted", "refused with our own error", "took"), rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+TABLES: dict[str, Callable[[Any], str]] = {"kills": kills, "soak": soak, "fuzz": fuzz}
+
+
+def main(folder: Path, page: Path) -> None:
+    """Rewrite the page."""
+    text = page.read_text()
+    for name, made in TABLES.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+            before, rest = text.split(start)
+            text = f"{before}{start}\n{made(json.loads(path.read_text()))}\n\n{end}{rest.split(end)[1]}"
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))
