@@ -1,6 +1,8 @@
-"""One run in one process and in several (DDP and FSDP over gloo): equal losses and predictions for one global batch.
+"""One run in one process, in several (DDP and FSDP over gloo), and in parts: equal losses and predictions.
 
-    python benchmarks/scaling.py [--json FILE] [--steps 50] [--runs ddp:2,ddp:4,fsdp:2] [--batch 8]
+    python benchmarks/scaling.py [--json FILE] [--steps 50] [--runs ddp:2,ddp:4,fsdp:2,parts:4] [--batch 8]
+
+`parts:4` is one process that works through each batch in four parts (optim.micro_batches).
 
 Every third tile has no elevation, every fourth no land cover, every fifth no optical image, so that the counts of a
 loss differ from process to process. Weights are compared but for the biases of keys, whose gradient is rounding noise
@@ -59,7 +61,9 @@ def take_out(path: Path) -> None:
 
 def train(world: Path, out: Path, strategy: str, processes: int, steps: int, batch: int) -> None:
     """Pre-train with the command line."""
+    parts = processes if strategy == "parts" else 1
     options = {
+        "optim.micro_batches": parts,
         "data.root": world,
         "data.workers": 0,
         "out": out,
@@ -70,8 +74,8 @@ def train(world: Path, out: Path, strategy: str, processes: int, steps: int, bat
         "optim.warmup_steps": 5,
         "optim.lr": 0.01,
         "trainer.accelerator": "cpu",
-        "trainer.devices": processes,
-        "trainer.strategy": strategy,
+        "trainer.devices": processes // parts,
+        "trainer.strategy": "ddp" if parts > 1 else strategy,
         "trainer.threads": 1,
         "trainer.val_every": steps,
         "trainer.save_every": steps,
@@ -122,5 +126,5 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, steps=50, runs="ddp:2,ddp:4,fsdp:2", batch=8)
+    given = arguments(__doc__, steps=50, runs="ddp:2,ddp:4,fsdp:2,parts:4", batch=8)
     main(given.steps, given.runs.split(","), given.batch, given.json)

@@ -83,7 +83,7 @@ def test_the_memory_of_a_worker(tmp_path):
 
 @pytest.mark.slow
 def test_processes_change_no_number(tmp_path):
-    several = ("ddp:2", "fsdp:2")  # four processes: the benchmark itself
+    several = ("ddp:2", "fsdp:2", "parts:4")  # four processes: the benchmark itself
     rows = run("scaling", tmp_path, "--steps", "50", "--runs", ",".join(several))
     for name in several:
         for what in ("losses", "predictions", "weights"):
