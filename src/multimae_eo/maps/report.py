@@ -86,7 +86,7 @@ def _read(read: Callable[[Path], Iterator[str]], run: Path) -> list[str]:
         return list(read(run))
     except MultiMAEError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, OSError, csv.Error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, csv.Error) as error:
         where = {_curves: "metrics.csv", _results: "results.json"}.get(read, "a table or picture")
         raise DataError(f"'{run}': {where} is damaged ({shown(error)}). Mend it, or delete it.") from error
 
