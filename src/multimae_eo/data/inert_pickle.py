@@ -132,7 +132,7 @@ def _check_opcodes(data: bytes) -> None:
         if opcode.name in _REFUSED_OPCODES:
             raise _Refused(f"an object outside of the file (opcode {opcode.name})")
         if "PUT" in opcode.name and int(argument) > len(data):
-            raise _Refused(f"room for {int(argument)} objects")
+            raise ValueError(f"it asks for room for {int(argument)} objects")
         if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo.get(int(argument), 1))
             continue
@@ -144,7 +144,7 @@ def _check_opcodes(data: bytes) -> None:
             continue
         _advance(stack, opcode)
         if stack and stack[-1] > _MOST_OBJECTS:
-            raise _Refused(f"more than {_MOST_OBJECTS} objects")
+            raise ValueError(f"it stands for more than {_MOST_OBJECTS} objects")
 
 
 def _advance(stack: list[int], opcode: Any) -> None:
