@@ -246,7 +246,7 @@ class MMEarth(Tiles):
         return self._s2_types[tile]
 
     def _word(self, entry: Any, name: str, row: int) -> str:
-        value = entry[name] if name in (entry.dtype.names or ()) else None
+        value: Any = entry[name] if name in (entry.dtype.names or ()) else None
         try:
             return value.decode()
         except (AttributeError, UnicodeDecodeError):
