@@ -206,7 +206,7 @@ PICKLES = {
 
 @pytest.mark.parametrize("name", PICKLES)
 def test_small_pickles_that_ask_for_much(name):
-    with bounded(50), pytest.raises(DataError, match="nothing was executed"):
+    with bounded(50), pytest.raises(DataError, match=r"is damaged \(ValueError: it (asks|stands) for"):
         inert_pickle.loads(PICKLES[name], "'a.hdf5'")
 
 

@@ -276,7 +276,7 @@ def _from_json(kind: Any, value: Any, where: str) -> Any:
         return tuple(_from_json(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if type(value) is kind or (origin is Literal and value in inner):
         return value
-    if type(value) is int and kind is float:
+    if type(value) is int and kind is float and abs(value) < 2**1000:  # what a float can be
         return float(value)
     words = {int: "a whole number", float: "a number", str: "a string", tuple: "a list", Literal: f"one of {inner}"}
     expected = words.get(origin or kind, "an object")

@@ -125,8 +125,8 @@ def _check_zarr(place: Path, about: Mapping[str, Any]) -> None:
         if codec is not None and name.removeprefix("numcodecs.") not in _CODECS:
             raise DataError(f"'{place}' is packed with '{name}', which may do anything; expected {', '.join(_CODECS)}.")
     grid = about.get("chunk_grid") or {}
-    chunks = about.get("chunks") or (grid.get("configuration") or {}).get("chunk_shape") or ()
-    shape = about.get("shape") or ()
+    chunks: list[int] = about.get("chunks") or (grid.get("configuration") or {}).get("chunk_shape") or []
+    shape: list[int] = about.get("shape") or []
     if 8 * math.prod(chunks) > LARGEST or (len(shape) == 1 and 8 * shape[0] > LARGEST):
         raise DataError(
             f"'{place}' claims the shape {json.dumps(shape)} in chunks {json.dumps(chunks)}; that is too much."

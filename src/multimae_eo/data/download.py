@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import stat
+import struct
 import threading
 import zipfile
 import zlib
@@ -23,6 +24,8 @@ from multimae_eo.whole import held
 Progress = Callable[[int, int], None]
 PROGRESS_S = 0.2
 CHUNK = 1 << 20
+# What zipfile raises where an archive is damaged.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeError, ArithmeticError, struct.error)
 # What files begin with, by the end of their names.
 _BEGINS = {".h5": b"\x89HDF", ".zip": b"PK", ".json": b"{"}
 
@@ -264,7 +267,15 @@ def _unpack(path: Path, folder: Path, pause: Callable[[], None]) -> None:
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as packed, open(partial / name, "wb") as content:
                     shutil.copyfileobj(packed, content, CHUNK)  # held against the zip's own checksum
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+        UnicodeError,
+        ArithmeticError,
+        struct.error,
+    ) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise DataError(f"'{path}' cannot be unpacked: {error}. Delete it, and try again.") from error
     os.replace(partial, folder)

@@ -353,5 +353,5 @@ def _moments(entries: Sequence[Any], layer: Layer, table: Mapping[str, Any], pat
         raise StatisticsError(f"'{path}' has no entry '{layer.key}' (band {layer.band}); it has {', '.join(table)}.")
     try:
         return float(entries[0]["mean"]) * layer.scale, float(entries[0]["std"]) * layer.scale
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise StatisticsError(f"'{path}': entry '{layer.key}' (band {layer.band}) has no 'mean' and 'std'.") from None

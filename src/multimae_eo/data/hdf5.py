@@ -119,7 +119,7 @@ def inflated(stored: bytes, most: int) -> bytes:
     """The content of a deflated chunk; raises OSError where it is damaged, or is of more than `most` bytes."""
     try:
         content = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB).decompress(stored, most + 1)
-    except (igzip_lib.error, EOFError) as error:
+    except (igzip_lib.error, EOFError) as error:  # type: ignore[misc]
         raise OSError(f"the chunk cannot be inflated ({error})") from error
     if len(content) > most:
         raise OSError(f"the chunk holds more than {most} bytes")

@@ -126,25 +126,26 @@ def _check_opcodes(data: bytes) -> None:
     Extension codes reach their objects past `find_class`; a number in the memo makes room for all numbers below it; and
     tuples of the same tuples take few bytes, and years to be hashed or shown.
     """
-    number, stack, memo = 0, [], {}
+    stack: list[int] = []
+    memo: dict[int, int] = {}
     for opcode, argument, _ in pickletools.genops(data):
-        number += 1
+        place = len(memo) if argument is None else argument
         if opcode.name in _REFUSED_OPCODES:
             raise _Refused(f"an object outside of the file (opcode {opcode.name})")
-        if "PUT" in opcode.name and int(argument) > len(data):
-            raise _Refused(f"room for {int(argument)} objects")
+        if "PUT" in opcode.name and int(place) > len(data):
+            raise ValueError(f"it asks for room for {int(place)} objects")
         if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(int(argument), 1))
+            stack.append(memo.get(int(place), 1))
             continue
         if "PUT" in opcode.name or opcode.name == "MEMOIZE":
-            memo[len(memo) if argument is None else int(argument)] = stack[-1]
+            memo[int(place)] = stack[-1]
             continue
         if opcode.name == "DUP":
             stack.append(stack[-1])
             continue
         _advance(stack, opcode)
         if stack and stack[-1] > _MOST_OBJECTS:
-            raise _Refused(f"more than {_MOST_OBJECTS} objects")
+            raise ValueError(f"it stands for more than {_MOST_OBJECTS} objects")
 
 
 def _advance(stack: list[int], opcode: Any) -> None:

@@ -78,7 +78,7 @@ def _moments(table: Mapping[str, Any], address: Address, band: str, path: Path) 
         return math.nan, math.nan
     try:
         return float(entry["mean"][address.channel]), float(entry["std"][address.channel])
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise StatisticsError(
             f"'{path}': entry '{address.statistics}' has no mean and std for channel {address.channel} (band {band}); "
             f"expected {ARRAYS[address.array].channels} numbers each."
@@ -246,7 +246,7 @@ class MMEarth(Tiles):
         return self._s2_types[tile]
 
     def _word(self, entry: Any, name: str, row: int) -> str:
-        value = entry[name] if name in (entry.dtype.names or ()) else None
+        value: Any = entry[name] if name in (entry.dtype.names or ()) else None
         try:
             return value.decode()
         except (AttributeError, UnicodeDecodeError):

@@ -72,10 +72,12 @@ class Index:
     def __post_init__(self) -> None:
         numbers = [getattr(self, name) for name in ("tiles", "tile_px", "tiles_per_shard")]
         numbers += [number for shard in self.shards for number in (shard.tiles, shard.header)]
-        if any(type(number) is not int or number < 1 for number in numbers) or sum(self.sizes) != self.tiles:
-            raise ValueError("sizes must be whole numbers that add up")
+        if any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError("sizes must be whole numbers")
         if self.tiles > MOST_TILES or self.tile_px**2 > LARGEST or self.record.itemsize > LARGEST:
             raise ValueError(f"expected at most {MOST_TILES} tiles of {LARGEST} bytes")
+        if sum(self.sizes) != self.tiles:
+            raise ValueError("sizes must add up")
 
     @property
     def record(self) -> np.dtype:

@@ -18,7 +18,7 @@ from multimae_eo.maps.options import SourceOptions, checked
 from multimae_eo.modalities import MODALITIES, canonical_band
 
 FILES = (".tif", ".tiff", ".jp2")
-_PROTOCOLS = ("http", "https", "s3", "gs", "az")  # of the assets of a STAC item
+_PROTOCOLS = ("http", "https", "s3", "gs", "az")  # of rasters that are no files here
 _PRODUCTS = tuple(dict.fromkeys(p for m in MODALITIES.values() for p in m.products))
 
 
@@ -106,7 +106,7 @@ def _looked(found: Found, path: Path, given: Any) -> Found:
         return _item(found, given)
     if given is not None or path.suffix.lower() in (".nc", ".zarr"):
         return _cube(found, given)
-    if "://" not in options.path and not path.exists():
+    if options.path.partition("://")[0].lower() not in _PROTOCOLS and not path.exists():
         raise DataError(f"{found.says} does not exist.")
     if path.suffix.lower() == ".json":
         return _item(found, _read_item(path))

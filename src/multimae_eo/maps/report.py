@@ -86,8 +86,8 @@ def _read(read: Callable[[Path], Iterator[str]], run: Path) -> list[str]:
         return list(read(run))
     except MultiMAEError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, OSError, csv.Error) as error:
-        where = {_curves: "metrics.csv", _results: "results.json"}.get(read, "a table or picture")
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, csv.Error) as error:
+        where = "metrics.csv" if read is _curves else "results.json" if read is _results else "a table or picture"
         raise DataError(f"'{run}': {where} is damaged ({shown(error)}). Mend it, or delete it.") from error
 
 
