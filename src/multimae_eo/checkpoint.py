@@ -149,7 +149,7 @@ def read_content(name: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise CheckpointError(f"'{path}' is not JSON: {error}.") from error
+        raise CheckpointError(f"'{path}' is not JSON: {error}. Was it cut? Copy the checkpoint anew.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise CheckpointError(f"'{path}' has format {found!r}, expected {FORMAT}; was it written by a newer version?")
@@ -173,11 +173,11 @@ def _described(read: Callable[[Any], T], entry: Any, directory: str | os.PathLik
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a safetensors file."""
     if not Path(path).is_file():
-        raise CheckpointError(f"'{path}' does not exist.")
+        raise CheckpointError(f"'{path}' does not exist; a checkpoint needs both of its files. Copy it anew.")
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not a safetensors file, or is damaged: {error}.") from error
+        raise CheckpointError(f"'{path}' is not a safetensors file, or is damaged: {error}. Fetch it again.") from error
 
 
 def load(name: str | os.PathLike[str], config: ModelConfig | None = None) -> Encoder:
@@ -231,7 +231,7 @@ def fingerprint(name: str | os.PathLike[str]) -> str:
     directory = locate(name)
     read_content(directory)
     if not (Path(directory) / WEIGHTS).is_file():
-        raise CheckpointError(f"'{Path(directory) / WEIGHTS}' does not exist.")
+        raise CheckpointError(f"'{Path(directory) / WEIGHTS}' does not exist; copy the checkpoint anew.")
     digest = hashlib.sha256((Path(directory) / CONFIG).read_bytes())
     with open(Path(directory) / WEIGHTS, "rb") as file:
         while block := file.read(1 << 22):

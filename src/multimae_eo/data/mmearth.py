@@ -196,7 +196,9 @@ class MMEarth(Tiles):
             try:
                 self._open, self._chunks = (os.getpid(), h5py.File(self.path, "r")), {}
             except OSError as error:
-                raise DataError(f"'{self.path}' cannot be read as HDF5, it may be truncated: {error}.") from error
+                raise DataError(
+                    f"'{self.path}' cannot be read as HDF5, it may be truncated: {error}. Fetch it again."
+                ) from error
         return self._open[1]
 
     def close(self) -> None:
@@ -215,7 +217,10 @@ class MMEarth(Tiles):
                 self._chunks[name] = TileChunks(file[name])
             return self._chunks[name][row]
         except (OSError, ValueError, IndexError, KeyError) as error:
-            raise DataError(f"'{self.path}', array '{name}', row {row} cannot be read: {error}.") from error
+            raise DataError(
+                f"'{self.path}', array '{name}', row {row} cannot be read: {error}. Fetch the file again, or take the "
+                "row out of the splits."
+            ) from error
 
     def _s2_type(self, row: int) -> str | None:
         """ "L1C" or "L2A"; from the metadata, or where that lacks it from tile_info.json."""

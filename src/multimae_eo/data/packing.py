@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from multimae_eo.data.folders import leaving_nothing
 from multimae_eo.data.layout import ARRAYS
 from multimae_eo.data.mmearth import MMEarth, array_of
 from multimae_eo.data.packed import (
@@ -51,6 +52,8 @@ def pack(
     """
     if tiles_per_shard < 1:
         raise ConfigError(f"tiles_per_shard must be 1 or more; got {tiles_per_shard}.")
+    if not modalities:
+        raise ConfigError("modalities is empty; name at least one to keep, or leave the option out.")
     known, name = find(root)
     if (known / f"{name}{INDEX}").is_file():
         raise ConfigError(f"'{known}' is a packed copy already; give the data set that it was made from.")
@@ -63,7 +66,8 @@ def pack(
     if folder.resolve() == source.folder.resolve():
         raise ConfigError(f"'{folder}' holds the data set itself; give another --out.")
     try:
-        return _write(source, folder, tiles_per_shard, progress)
+        with leaving_nothing(folder):
+            return _write(source, folder, tiles_per_shard, progress)
     except OSError as error:
         raise DataError(
             f"'{folder}' cannot be written: {error.strerror}. Make room, or give another --out, and run it again."

@@ -66,7 +66,7 @@ def read_json(folder: Path, name: str, kind: str) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise DataError(f"'{path}' is not JSON: {error}.") from error
+        raise DataError(f"'{path}' is not JSON: {error}. Fetch or write it again.") from error
 
 
 class Tiles(Dataset[Batch], ABC):

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 
-from multimae_eo.errors import ConfigError
+from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.maps.curves import COLORS, chart
 from multimae_eo.maps.options import ReportOptions
 from multimae_eo.maps.preview import Preview, preview
@@ -57,14 +57,15 @@ def write_report(options: ReportOptions) -> Path:
     if not run.is_dir():
         raise ConfigError(f"'{run}' is no folder; name the folder of a run.")
     maps = [options.map] if options.map is not None else sorted(run.glob("*.tif"))
-    parts = [*_curves(run), *_panels(run), *_results(run), *_subsets(run)]
+    parts = _parts(run)
     for path in maps:
         parts += _map(preview(path, options.before))
     if not parts:
         raise ConfigError(f"'{run}' holds no metrics.csv, results.json, pictures or maps: is it the folder of a run?")
     title = f"Run {run.resolve().name}"
     config = run / "config.yaml"
-    settings = f"<h2>Options</h2><pre>{html.escape(config.read_text())}</pre>" if config.exists() else ""
+    text = html.escape(config.read_text(errors="replace")) if config.exists() else ""
+    settings = f"<h2>Options</h2><pre>{text}</pre>" if text else ""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join([f"<h1>{html.escape(title)}</h1>", *parts, settings, f"<script>{_SCRIPT}</script>"])
@@ -75,8 +76,28 @@ def write_report(options: ReportOptions) -> Path:
         partial.write_text(page)
         os.replace(partial, out)
     except OSError as error:
-        raise ConfigError(f"'{out}' cannot be written: {error.strerror}.") from error
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"'{out}' cannot be written: {error.strerror}. Give another --out.") from error
     return out
+
+
+def _parts(run: Path) -> list[str]:
+    """The parts of the page that tell of the training; raises DataError where a file of the run is damaged."""
+    parts: list[str] = []
+    for name, make in (
+        ("metrics.csv", _curves),
+        ("pictures", _panels),
+        ("results.json", _results),
+        ("*.csv", _subsets),
+    ):
+        try:
+            parts += make(run)
+        except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+            raise DataError(
+                f"'{run / name}' cannot be read as what a run writes, it may be damaged: {error}. Move it away to see "
+                "the rest of the run."
+            ) from error
+    return parts
 
 
 def _curves(run: Path) -> Iterator[str]:

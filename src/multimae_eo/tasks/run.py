@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from multimae_eo import checkpoint, visualize
+from multimae_eo.data.folders import leaving_nothing
 from multimae_eo.data.mmearth import read_statistics
 from multimae_eo.data.packed import open_tiles
 from multimae_eo.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from multimae_eo.tasks.examples import VALIDATE, ExampleSource, Prepare, Pretrai
 from multimae_eo.tasks.pretrain import PretrainTask, state_path
 from multimae_eo.tasks.rows import Rows, truncate
 from multimae_eo.tasks.sharding import strategy_for, whole
-from multimae_eo.tasks.trainer import make_trainer, write_options
+from multimae_eo.tasks.trainer import Begun, make_trainer, write_options
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,25 @@ def pretrain(options: PretrainOptions) -> Result:
     task, data = build(options)
     resumed = state_of(options)
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
-    trainer = build_trainer(options, task, steps)
-    write_options(options, options.out)
     done = start_of(resumed)
+    with leaving_nothing(options.out, "config.yaml", "metrics.csv", "panels", "state", "tensorboard") as new:
+        trainer = build_trainer(options, task, steps, Begun(new))
+        write_options(options, options.out)
+        train(options, task, data, trainer, resumed, done)
+    finish(options, task, data, trainer)
+    return Result(task, data, task.validation)
+
+
+def train(
+    options: PretrainOptions,
+    task: PretrainTask,
+    data: PretrainData,
+    trainer: lightning.Trainer,
+    resumed: Path | None,
+    done: int,
+) -> None:
+    """Train from step `done` to the Trainer's last, with a validation before."""
+    steps = trainer.max_steps
     size, train, val = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
     rank_zero_only(print)(f"Pre-training {size} on {train} tiles, {val} held out: steps {done} to {steps}.", flush=True)
     every = min(options.trainer.val_every, steps)
@@ -87,8 +104,6 @@ def pretrain(options: PretrainOptions) -> Result:
         trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
     except SystemExit:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt(f"go on with --resume true --out {options.out}") from None
-    finish(options, task, data, trainer)
-    return Result(task, data, task.validation)
 
 
 def start_of(state: Path | None) -> int:
@@ -96,7 +111,7 @@ def start_of(state: Path | None) -> int:
     return int(torch.load(state, weights_only=True, mmap=True)["global_step"]) if state else 0
 
 
-def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> lightning.Trainer:
+def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int, *more: Callback) -> lightning.Trainer:
     """Lightning's Trainer for some options."""
     run = options.trainer
     return make_trainer(
@@ -109,7 +124,7 @@ def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> l
         val_every=run.val_every,
         log_every=run.log_every,
         loggers=build_loggers(options, task),
-        callbacks=build_callbacks(options),
+        callbacks=[*build_callbacks(options), *more],
     )
 
 
@@ -196,7 +211,7 @@ def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visi
     source = open_tiles(root, list(model.config.modalities.values()))
     rows = source.splits(val_fraction=options.data.val_fraction, seed=seed)[split]
     if not len(rows):
-        raise DataError(f"'{source.path}': split '{split}' is empty.")
+        raise DataError(f"'{source.path}': split '{split}' is empty; choose another --split.")
     chosen = spread(rows, tiles)
     examples = ExampleSource(source, model.config, options, VALIDATE).__getitems__([(0, row) for row in chosen])
     batch = Prepare(model.config)(examples.batch, examples.window)
