@@ -2,19 +2,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
+# Packages by version and hash, for Python 3.11 on Linux: make LOCK=.ci/lock.txt, as CI does; SECURITY.md says more.
+LOCK ?=
 BIN = $(VENV)/bin
 
-.PHONY: install demo test slow lint docs build core integrations lowest bench faults clean
+.PHONY: install demo test slow lint lock audit docs build core integrations lowest bench faults clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(LOCK),)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+else  # torch comes from the lock, the libraries that a build for CUDA needs do not
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+endif
 	touch $@
 
 demo: install
@@ -31,15 +40,26 @@ lint: install
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typed_user.py
+	$(BIN)/python .ci/lock.py --check
+
+# The newest versions of everything, by Python 3.11 on Linux; look at what changes before committing it.
+lock: install
+	$(BIN)/python .ci/lock.py --torch "$(TORCH)"
+
+# Asks a service for known vulnerabilities, so it needs the network; fails where a package could not be asked for.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement .ci/lock.txt
 
 docs: install
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(if $(LOCK),,$(BIN)/python -m pip install --quiet --editable ".[docs]")
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Wheel and source archive, as they would be published.
 build: install
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build $(if $(LOCK),--no-isolation) --outdir dist .
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python .ci/check_wheel.py dist
 
@@ -106,4 +126,4 @@ faults: install
 	$(BIN)/python benchmarks/faults/tables.py runs/faults docs/reliability.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-core $(VENV)-lowest $(VENV)-terratorch $(VENV)-torchgeo site dist
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-bench $(VENV)-core $(VENV)-lowest $(VENV)-terratorch $(VENV)-torchgeo site dist

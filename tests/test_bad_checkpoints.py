@@ -15,9 +15,10 @@ import torch
 pytest.importorskip("h5py")
 pytest.importorskip("lightning")
 
+from bad_inputs import check_message, fails, files_below
 from batches import demo_config
 from safetensors.torch import load_file, save_file
-from test_bad_input import check_message, fails, files_below, one_thread, original  # noqa: F401
+from test_bad_input import one_thread, original  # noqa: F401
 from worlds import edited
 
 from multimae_eo import checkpoint, cli

@@ -23,7 +23,7 @@ from geobench_files import image, write_set  # noqa: E402
 from geotiff_scene import make_scene, only  # noqa: E402
 from geotiff_scene import write as write_tiff  # noqa: E402
 from scenes import BANDS, save_model, save_predictor, smooth, write_raster, write_scene  # noqa: E402
-from worlds import edited, read_array, rewrite, write_world  # noqa: E402
+from worlds import corrupt, edited, read_array, rewrite, write_world  # noqa: E402
 
 import multimae_eo  # noqa: E402
 from multimae_eo import sized  # noqa: E402
@@ -191,6 +191,19 @@ def _(tmp: Path) -> None:
 @case("no-data-set")
 def _(tmp: Path) -> None:
     build(options(tmp, tmp / "out"))
+
+
+@case("truncated-hdf5")
+def _(tmp: Path) -> None:
+    (tmp / "tiny.h5").write_text("<!DOCTYPE html>")
+    main(["inspect", str(tmp / "tiny.h5")])
+
+
+@case("damaged-row")
+def _(tmp: Path) -> None:
+    world = write_world(tmp, tiles=6)
+    corrupt(world, "sentinel2", 5)
+    main(["pack", str(world), str(tmp / "out")])
 
 
 @case("one-block")
@@ -392,6 +405,12 @@ def _(_: Path) -> None:
     device_of(MachineOptions(accelerator="gpu"))
 
 
+@case("no-cell")
+def _(tmp: Path) -> None:
+    words = ["--data-root", str(tmp), "--datasets", "m-eurosat", "--out", str(tmp / "out")]
+    main(["geobench", "--checkpoint", str(save_model(tmp / "model")), *words])
+
+
 # --- maps
 
 
@@ -405,6 +424,33 @@ def mapping(tmp: Path, sources: dict[str, object], **fields: object) -> None:
 def _(tmp: Path) -> None:
     path = write_raster(tmp / "x.tif", smooth((1, 64, 64)).astype(np.uint16), ["B01"])
     mapping(tmp, {"s2": str(path)})
+
+
+@case("no-source-file")
+def _(tmp: Path) -> None:
+    mapping(tmp, {"s2": "none.tif"})
+
+
+@case("no-geotiff")
+def _(tmp: Path) -> None:
+    (tmp / "x.vrt").write_text("<VRTDataset></VRTDataset>")
+    mapping(tmp, {"s2": str(tmp / "x.vrt")})
+
+
+@case("unknown-product")
+def _(tmp: Path) -> None:
+    mapping(tmp, {"s2": SourceOptions(write_scene(tmp)["s2"], product="L9Z")})
+
+
+@case("tile-size")
+def _(tmp: Path) -> None:
+    options = TileOptions(size=13)
+    predict_map(PredictOptions(save_predictor(tmp / "task"), source=write_scene(tmp), tiles=options))
+
+
+@case("target-not-set")
+def _(tmp: Path) -> None:
+    main(["fill", str(save_model(tmp / "model")), "--source", f"s2={write_scene(tmp)['s2']}"])
 
 
 @case("does-not-describe")
@@ -485,6 +531,43 @@ def _(tmp: Path) -> None:
 @case("unknown-option")
 def _(tmp: Path) -> None:
     main(["pretrain", "--optim.batchsize", "8"])
+
+
+@case("no-options")
+def _(tmp: Path) -> None:
+    (tmp / "run.yaml").write_text("")
+    main(["pretrain", "--config", str(tmp / "run.yaml")])
+
+
+@case("class-path")
+def _(tmp: Path) -> None:
+    (tmp / "run.yaml").write_text("trainer: {class_path: os.PathLike}\n")
+    main(["pretrain", "--config", str(tmp / "run.yaml")])
+
+
+@case("no-folder")
+def _(tmp: Path) -> None:
+    (tmp / "out").write_text("")
+    main(["synthesize", "--out", str(tmp / "out"), "--tiles", "2", "--tile_px", "16", "--workers", "1"])
+
+
+@case("not-written")
+def _(tmp: Path) -> None:
+    (tmp / "out").write_text("")
+    main(["reconstruct", str(save_model(tmp / "model")), str(write_world(tmp)), "--out", str(tmp / "out/picture.png")])
+
+
+@case("exists-already")
+def _(tmp: Path) -> None:
+    (tmp / "world").mkdir()
+    main(["synthesize", "--out", str(tmp), "--name", "world"])
+
+
+@case("broke-off")
+def _(tmp: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multimae_eo.data.web.BACKOFF_S", ())
+        main(["download", "mmearth64", "--out", str(tmp), "--base", "http://127.0.0.1:9"])
 
 
 def test_every_entry_has_a_cause_and_every_cause_an_entry():

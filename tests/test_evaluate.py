@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_inputs import fails
 from geobench_files import write_set
 from sklearn.metrics import accuracy_score
-from test_bad_input import fails
 from test_finetune import QUIET, options, pretrained, quick, save_model  # noqa: F401
 from test_samples import toy
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_inputs import fails
 from geobench_files import write_set
-from test_bad_input import fails
 from test_finetune import QUIET, pretrained, save_model  # noqa: F401
 
 from multimae_eo import cli

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bad_inputs import fails
 from batches import demo_config, random_batch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import StandardScaler
-from test_bad_input import fails
 from test_finetune import QUIET, pretrained, save_model  # noqa: F401
 from test_samples import CLASSES, toy, toy_setup
 

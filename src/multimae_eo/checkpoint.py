@@ -241,7 +241,7 @@ def _tensors(file: Any) -> dict[str, Tensor]:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """A safetensors file, whose header has been checked; of one save, though the library opens it twice."""
     if not Path(path).is_file():
-        raise CheckpointError(f"'{path}' does not exist.")
+        raise CheckpointError(f"'{path}' does not exist; a checkpoint needs both of its files. Copy it anew.")
     try:
         opened = False
         while not opened:
@@ -251,7 +251,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
                 if opened:
                     yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not a safetensors file, or is damaged: {error}.") from error
+        raise CheckpointError(f"'{path}' is not a safetensors file, or is damaged: {error}. Fetch it again.") from error
 
 
 def load(name: str | os.PathLike[str], config: ModelConfig | None = None) -> Encoder:
@@ -303,7 +303,7 @@ def fingerprint(name: str | os.PathLike[str]) -> str:
     directory = locate(name)
     read_content(directory)
     if not (Path(directory) / WEIGHTS).is_file():
-        raise CheckpointError(f"'{Path(directory) / WEIGHTS}' does not exist.")
+        raise CheckpointError(f"'{Path(directory) / WEIGHTS}' does not exist; copy the checkpoint anew.")
     digest = hashlib.sha256((Path(directory) / CONFIG).read_bytes())
     with open(Path(directory) / WEIGHTS, "rb") as file:
         while block := file.read(1 << 22):

@@ -54,17 +54,32 @@ def extra_for(command: str, module: str) -> str | None:
     return EXTRAS.get(module, own)
 
 
+# What the parser says in words of its own, and what it means.
+_NO_CODE = r"config: '\1' is not accepted as class_path: an option is a value, and no code can be named."
+_MEANT = (
+    (r"^Unexpected config:.*", "config: the file holds no options; expected lines such as 'seed: 1'."),
+    (r"^Option '([\w.]+)' is not accepted\.$", r"option '\1' is not accepted."),
+    (r"^Importing '([^']*)' is not allowed, .*", _NO_CODE),
+    (r"^Subclasses are disabled for .*, thus '([^']*)' is not accepted as class_path\..*", _NO_CODE),
+    (r"^'utf-8' codec can't decode .*", "config: the file is no text in UTF-8. Save it so."),
+)
+
+
 class Parser(ArgumentParser):
     """A parser whose errors take few lines, suggest the nearest option, and exit with 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        print(f"error: {shorten(message, options_of(self))}", file=sys.stderr)
+        text = shorten(message, options_of(self))
+        if "Did you mean" not in text:
+            text += f" See {self.prog.replace(' [options]', '')} --help."
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2)
 
 
 def options_of(parser: ArgumentParser) -> list[str]:
     """The names of all options of a parser and its commands."""
-    names = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    words = [word for action in parser._actions for word in (action.option_strings or [action.dest])]
+    names = [word.removeprefix("--") for word in words if word and not word.endswith("help")]
     commands = getattr(getattr(parser, "_subcommands_action", None), "_name_parser_map", {})
     return names + [name for command in commands.values() for name in options_of(command)]
 
@@ -72,9 +87,11 @@ def options_of(parser: ArgumentParser) -> list[str]:
 def shorten(message: str, known: list[str]) -> str:
     """The lines of a parser's message that say something, with the nearest option for one that is unknown."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    text = " ".join(lines[:8])
+    text = " ".join(lines[:8]).removesuffix(".") + "."
     told = r"\1 is no value: neither code nor another file may stand for options; write them out."
     text = re.sub(r"Importing ('.*?') is not allowed, denied by .* to allow it\.", told, text)
+    for found, meant in _MEANT:
+        text = re.sub(found, meant, text)
     unknown = re.search(r"(?:[Kk]ey|option) ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)
     name = unknown and (unknown.group(1) or unknown.group(2))
     if name and name not in known:
@@ -117,7 +134,7 @@ def restrict() -> None:
 
 
 def build_parser() -> Parser:
-    """The parser of all commands."""
+    """The parser of all commands; no value has anything but this package imported."""
     restrict()
     parser = Parser(
         prog="multimae-eo", allow_abbrev=False, description="Multi-modal masked autoencoders for Earth observation."
@@ -146,7 +163,7 @@ def as_parsed(arguments: list[str]) -> list[str]:
     if arguments[:1] in (["embed"], ["fill"]) and len(arguments) > 2 and not arguments[2].startswith("-"):
         arguments.insert(2, "--scene")
     spelt = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         if name.startswith("--source."):
             pass  # names of sources are the user's own
@@ -188,6 +205,14 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         need = f"{name} needs {module}, which is not installed: pip install 'multimae-eo[{extra}]'."
         print(f"error: {need}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"error: '{error.filename}' cannot be read or written: {error.strerror}. Mend that, or name another.",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)

@@ -85,7 +85,7 @@ def labelled_from_json(content: dict[str, Any], where: str) -> LabelledOptions:
         options = LabelledOptions(**content)
         options.folder = FolderOptions(**content.get("folder", {}))
     except TypeError as error:
-        raise CheckpointError(f"{where} describes no data: {error}.") from error
+        raise CheckpointError(f"{where} describes no data: {error}. Was it written by another version?") from error
     options.root = Path(options.root) if options.root is not None else None
     return options
 

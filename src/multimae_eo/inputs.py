@@ -266,11 +266,12 @@ def _listed(product: str | Sequence[str] | None) -> Sequence[str]:
 def product_index(modality: Modality, product: str | Sequence[str] | None, key: str | None = None) -> int:
     """The index of the product of a modality: as said, else as the key of its images names it, else its only one."""
     said = [p for p in (*_listed(product), key) if p in modality.products]
+    given = f" by '{', '.join(_listed(product))}'" if product else ""
     if len(set(said)) > 1:
         raise ConfigError(f"product {said[0]} and {said[1]} are both given for {modality.name}; give one.")
     if not said and len(modality.products) > 1:
         raise ConfigError(
-            f"the product of {modality.name} is not stated: pass product='{modality.products[0]}' or another of "
-            f"{', '.join(modality.products)}; a list where several inputs need one."
+            f"the product of {modality.name} is not stated{given}: pass product='{modality.products[0]}' or another "
+            f"of {', '.join(modality.products)}; a list where several inputs need one."
         )
     return modality.products.index(said[0]) if said else 0

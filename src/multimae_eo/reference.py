@@ -61,7 +61,8 @@ def read(path: str | os.PathLike[str]) -> Reference:
     """Read a .pth checkpoint (its pickle is never executed) or a .safetensors file in the public layout."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"'{path}' does not exist.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"'{path}' {what}; expected a .pth or .safetensors file of weights.")
     if path.suffix == ".safetensors":
         content: Any = read_tensors(path)
     else:

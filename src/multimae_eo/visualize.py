@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from multimae_eo.encoder import layout_of, with_absent
+from multimae_eo.errors import WriteError
 from multimae_eo.masking import TokenMask
 from multimae_eo.modalities import Categorical, Continuous, Modality
 from multimae_eo.model import Decoder, MultiMAE
@@ -177,7 +178,10 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as PNG; it appears under its name only when complete."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as partial:
-        figure.savefig(partial, format="png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written(path) as partial:
+            figure.savefig(partial, format="png")
+    except OSError as error:
+        raise WriteError(f"'{path}' could not be written: {error.strerror or error}. Give another --out.") from error
     return path

@@ -221,7 +221,14 @@ def _cells(table: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, 
 def _existing(root: Path, text: str, column: str, where: str) -> Path:
     path = root / text
     if not text or not path.is_file():
-        raise DataError(f"{where}: " + (f"'{path}' does not exist." if text else f"column '{column}' is empty."))
+        raise DataError(
+            f"{where}: "
+            + (
+                f"'{path}' does not exist. Correct the path, or take the line out."
+                if text
+                else f"column '{column}' is empty."
+            )
+        )
     return path
 
 

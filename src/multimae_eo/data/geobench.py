@@ -110,7 +110,9 @@ class GeoBench:
         except MultiMAEError:
             raise
         except Exception as error:  # damaged bytes make h5py raise nearly anything
-            raise DataError(f"'{path}' cannot be read as HDF5, it may be truncated: {error}.") from error
+            raise DataError(
+                f"'{path}' cannot be read as HDF5, it may be truncated: {error}. Fetch it again."
+            ) from error
 
     def read(self, sample_id: str) -> Sample:
         """One image in the package's units where the set's are a multiple of them; values that are none become 0."""

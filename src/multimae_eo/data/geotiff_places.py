@@ -11,6 +11,7 @@ import numpy as np
 from rasterio.warp import transform_bounds
 
 from multimae_eo.data import geotiff_baseline as baseline
+from multimae_eo.data.folders import plain
 from multimae_eo.data.geotiff_source import SOURCES, Grid, Source, check_same_grid, check_source, class_table, survey
 from multimae_eo.data.import_options import ImportOptions, SourceOptions
 from multimae_eo.errors import ConfigError, DataError, GridError, UnknownNameError
@@ -57,8 +58,7 @@ def check_options(options: ImportOptions) -> None:
         )
     if not 0 <= options.min_valid <= 1:
         raise ConfigError(f"min_valid must lie in [0, 1], got {options.min_valid:g}.")
-    if Path(options.name).name != options.name:
-        raise ConfigError(f"name must be a plain folder name, got '{options.name}'.")
+    plain(options.name)
     for place, split in options.splits.items():
         if split not in SPLITS:
             raise UnknownNameError(f"split of place '{place}':", split, SPLITS)
@@ -80,7 +80,7 @@ def check_options(options: ImportOptions) -> None:
 def find_places(options: ImportOptions) -> dict[str, dict[str, Path]]:
     """{place: {source: file}} for every place that has a Sentinel-2 file; raises DataError or UnknownNameError."""
     if not options.root.is_dir():
-        raise DataError(f"root '{options.root}' is no folder.")
+        raise DataError(f"root '{options.root}' is no folder; expected the one that the files lie in.")
     given = given_sources(options)
     found = {key: _match(options.root, key, source.files) for key, source in given.items()}
     names = sorted({place for key in PRODUCTS for place in found.get(key, {})})

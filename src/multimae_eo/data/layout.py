@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from multimae_eo.data.folders import plain, writable
 from multimae_eo.errors import DataError
 
 SENTINEL2_CHANNELS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B08", "B09", "B10", "B11", "B12")
@@ -154,7 +155,7 @@ class LayoutWriter:
     """
 
     def __init__(self, root: str | os.PathLike[str], name: str, *, tile_px: int, arrays: Sequence[str] = tuple(ARRAYS)):
-        self.folder = Path(root) / name
+        self.folder = Path(root) / plain(name)
         if self.folder.exists():
             raise DataError(f"'{self.folder}' exists already; remove it or choose another name.")
         self.name, self.tile_px, self.arrays = name, tile_px, tuple(arrays)
@@ -164,7 +165,7 @@ class LayoutWriter:
         self._moments: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> "LayoutWriter":
-        self._partial.mkdir(parents=True)
+        writable(self._partial)
         self._file = h5py.File(self._partial / f"{self.name}.h5", "w")
         for name in self.arrays:
             spec = ARRAYS[name]

@@ -228,7 +228,10 @@ class MMEarth(Tiles):
                 self._chunks[name] = TileChunks(file[name])
             return self._chunks[name][row]
         except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:
-            raise UnreadError(f"'{self.path}', array '{name}', row {row} cannot be read: {error}.") from error
+            raise UnreadError(
+                f"'{self.path}', array '{name}', row {row} cannot be read: {error}. Fetch the file again, or take the "
+                "row out of the splits."
+            ) from error
 
     def _s2_type(self, row: int) -> str | None:
         """ "L1C" or "L2A"; from the metadata, or where that lacks it from tile_info.json."""

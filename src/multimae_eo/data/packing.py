@@ -52,6 +52,8 @@ def pack(
     """
     if tiles_per_shard < 1:
         raise ConfigError(f"tiles_per_shard must be 1 or more; got {tiles_per_shard}.")
+    if not modalities:
+        raise ConfigError("modalities is empty; name at least one to keep, or leave the option out.")
     known, name = find(root)
     if (known / f"{name}{INDEX}").is_file():
         raise ConfigError(f"'{known}' is a packed copy already; give the data set that it was made from.")

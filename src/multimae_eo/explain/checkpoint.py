@@ -58,7 +58,7 @@ def _sizes(config: ModelConfig) -> str:
 def _parameters(weights: Path) -> str:
     """Numbers in the encoder and in the rest, from the shapes that the header states."""
     if not weights.is_file():
-        raise CheckpointError(f"'{weights}' does not exist; the checkpoint is not complete.")
+        raise CheckpointError(f"'{weights}' does not exist; the checkpoint is not complete. Copy it anew.")
     parts: dict[str, int] = {}
     try:
         with safe_open(weights, framework="numpy") as file:
@@ -66,7 +66,9 @@ def _parameters(weights: Path) -> str:
                 part = name.split(".")[0]
                 parts[part] = parts.get(part, 0) + math.prod(file.get_slice(name).get_shape())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{weights}' is not a safetensors file, or is damaged: {error}.") from error
+        raise CheckpointError(
+            f"'{weights}' is not a safetensors file, or is damaged: {error}. Fetch it again."
+        ) from error
     said = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in parts.items())
     return f"{sum(parts.values()) / 1e6:.2f} M ({said})"
 
@@ -136,7 +138,7 @@ def _results(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise DataError(f"'{path}' is not JSON: {error}.") from error
+        raise DataError(f"'{path}' is not JSON: {error}. Move it away to see the rest of the run.") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -37,7 +37,7 @@ def explain(path: Path, *, out: Path | None = None) -> str:
     path = Path(path)
     try:
         if not path.exists():
-            raise DataError(f"'{path}' does not exist.")
+            raise DataError(f"'{path}' does not exist; check the path.")
         if path.suffix.lower() in _WEIGHTS:
             raise DataError(
                 f"'{path}' holds weights outside of a checkpoint directory; such files are not opened here. Those in "

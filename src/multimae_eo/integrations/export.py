@@ -118,7 +118,7 @@ def program_of(
 
 def _size(config: ModelConfig, content: Mapping[str, Any], asked: int | None) -> int:
     trained = content.get("extra", {}).get("image_px") or config.image_size
-    return asked or -(-trained // config.patch_size) * config.patch_size
+    return -(-trained // config.patch_size) * config.patch_size if asked is None else asked
 
 
 def example(program: Program, samples: int = TRACED) -> tuple[Tensor, ...]:
@@ -150,9 +150,10 @@ def export(program: Program, out: str | os.PathLike[str]) -> Path:
             write_onnx(program, partial) if out.suffix == ".onnx" else write_pt2(program, partial)
         os.replace(partial, out)
     except OSError as error:
-        raise WriteError(f"'{out}' could not be written: {error}.") from error
+        raise WriteError(f"'{out}' could not be written: {error.strerror or error}. Give another --out.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
     return out
 
 

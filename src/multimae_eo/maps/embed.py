@@ -45,7 +45,7 @@ def embed_scene(options: EmbedOptions) -> Path:
         trained = checkpoint.read_content(options.checkpoint).get("extra", {}).get("image_px")
         tiling = tiling_for(options.tiles, config, cell=config.patch_size, trained=trained)
         inputs = config.input_modalities if task is None else task.inputs
-        scene = open_scene(sources_of(options), bands_of(inputs, config.modalities), options.grid)
+        scene = open_scene(sources_of(options, config.modalities), bands_of(inputs, config.modalities), options.grid)
         feed = feed_of(scene.bands, scene.product_of, config, task)
         work = embedding(encoder.to(device_of(options.tiles.device)))
         rows = TileRows(

@@ -41,7 +41,7 @@ def fill_scene(options: FillOptions) -> Path:
         decoder = dict(model.views())[view]
         target = config.modalities[decoder.modality]
         tiling = tiling_for(options.tiles, config)
-        sources, wanted = sources_of(options), bands_of(config.input_modalities, config.modalities)
+        sources, wanted = sources_of(options, config.modalities), bands_of(config.input_modalities, config.modalities)
         scene = open_scene(sources, [*wanted, *(b for b in target.bands if b not in wanted)], options.grid)
         known = None
         if set(target.bands) <= set(scene.bands):

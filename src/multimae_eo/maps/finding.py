@@ -107,7 +107,9 @@ def _looked(found: Found, path: Path, given: Any) -> Found:
     if given is not None or path.suffix.lower() in (".nc", ".zarr"):
         return _cube(found, given)
     if options.path.partition("://")[0].lower() not in _PROTOCOLS and not path.exists():
-        raise DataError(f"{found.says} does not exist.")
+        raise DataError(
+            f"{found.says} does not exist; expected a raster, a folder of them, or a STAC item. Check the path."
+        )
     if path.suffix.lower() == ".json":
         return _item(found, _read_item(path))
     if path.is_dir():
@@ -129,7 +131,8 @@ def _file(found: Found, path: str) -> Found:
         names = names if names is not None else stated
         if len(names) != dataset.count:
             raise ConfigError(
-                f"{found.says}: bands names {len(names)} ({', '.join(names)}), but it has {dataset.count}."
+                f"{found.says}: bands names {len(names)} ({', '.join(names)}), but it has {dataset.count}. Name "
+                f"them all, '{SKIPPED}' for one to leave out."
             )
         for index, text in enumerate(names, 1):
             if text != SKIPPED:
@@ -186,14 +189,17 @@ def _cube(found: Found, given: Any) -> Found:
     cube, how = given, {}
     if cube is None:
         if not Path(found.options.path).exists():
-            raise DataError(f"{found.says} does not exist.")
+            raise DataError(f"{found.says} does not exist. Check the path.")
         check_cube(Path(found.options.path))
         try:
             if found.options.path.rstrip("/").endswith(".zarr"):
                 how = {"engine": "zarr", "consolidated": False}
             cube = xarray.open_dataset(found.options.path, decode_coords="all", mask_and_scale=False, **how)
         except (OSError, ValueError) as error:
-            raise DataError(f"{found.says} cannot be read as NetCDF or Zarr: {str(error).splitlines()[0]}.") from error
+            why = str(error).splitlines()[0].rstrip(".:")
+            raise DataError(
+                f"{found.says} cannot be read as NetCDF or Zarr: {why}. Fetch or write it again."
+            ) from error
     found.cube = _one_time(found, cube)
     found.tags |= {str(k).lower(): str(v) for k, v in cube.attrs.items()}
     dims = set(found.cube.odc.spatial_dims or ())
@@ -241,7 +247,7 @@ def _read_item(path: Path) -> Any:
     try:
         item = pystac.Item.from_dict(content, migrate=True)
     except Exception as error:  # an item that lacks or misuses anything makes it raise nearly anything
-        raise DataError(f"'{path}' is no STAC item: {shown(error)}.") from error
+        raise DataError(f"'{path}' is no STAC item: {shown(error)}. Expected the JSON of one, type Feature.") from error
     if not str(item.get_self_href()).startswith(("http://", "https://")):
         item.set_self_href(str(path.absolute()))
     for key, asset in item.assets.items():
@@ -325,7 +331,10 @@ def read_scene_file(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(read_yaml(path))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"'{path}' is no YAML file that can be read: {str(error).splitlines()[0]}.") from error
+        why = str(error).splitlines()[0]
+        raise ConfigError(
+            f"'{path}' is no YAML file that can be read: {why}. Expected sources as 'name: path'."
+        ) from error
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"'{path}': expected sources as 'name: path' or 'name: {{path: ..., bands: [...]}}'.")
     return {str(name): value for name, value in _sources(path, content)}
@@ -342,7 +351,7 @@ def _sources(path: Path, content: Mapping[Any, Any]) -> Iterator[tuple[str, str 
             yield str(name), beside(value)
             continue
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise ConfigError(f"'{path}': source '{name}' has no path.")
+            raise ConfigError(f"'{path}': source '{name}' has no path; expected '{name}: {{path: ...}}'.")
         for key in value:
             if key not in known:
                 raise UnknownNameError(f"option of source '{name}' in '{path}':", str(key), known)

@@ -92,7 +92,9 @@ def _parsed(crs: str) -> Any:
     try:
         found = rasterio.crs.CRS.from_user_input(crs)
     except rasterio.errors.CRSError as error:
-        raise ConfigError(f"grid.crs '{crs}' is no reference system: {error}.") from error
+        raise ConfigError(
+            f"grid.crs '{crs}' is no reference system: {error}. Expected one such as EPSG:32632."
+        ) from error
     if not keeps_lengths(found) or abs(found.linear_units_factor[1] - 1) > 1e-9:
         raise ConfigError(f"grid.crs '{crs}' is not in metres; take the UTM zone of the scene, e.g. EPSG:32632.")
     return found
@@ -105,7 +107,9 @@ def _cropped(grid: Grid, bounds: Sequence[float]) -> Grid:
     last, below = math.ceil((right - t.c) / t.a - 1e-6), math.ceil((bottom - t.f) / t.e - 1e-6)
     first, above, last, below = max(first, 0), max(above, 0), min(last, grid.width), min(below, grid.height)
     if first >= last or above >= below:
-        raise ConfigError(f"grid.bounds {tuple(bounds)} lie outside of the grid: {grid.describe()}.")
+        raise ConfigError(
+            f"grid.bounds {tuple(bounds)} lie outside of the grid: {grid.describe()}. Give ones within it."
+        )
     transform = rasterio.Affine(t.a, t.b, t.c + first * t.a, t.d, t.e, t.f + above * t.e)
     return Grid(grid.crs, transform, below - above, last - first)
 

@@ -35,7 +35,11 @@ def predict_map(options: PredictOptions) -> Path:
         trained = checkpoint.read_content(options.checkpoint).get("extra", {})
         tiling = tiling_for(options.tiles, model.config, trained=trained.get("image_px"))
         layout, encode = layout_of(model.task, options.probabilities)
-        scene = open_scene(sources_of(options), bands_of(model.task.inputs, model.config.modalities), options.grid)
+        scene = open_scene(
+            sources_of(options, model.config.modalities),
+            bands_of(model.task.inputs, model.config.modalities),
+            options.grid,
+        )
         feed = feed_of(scene.bands, scene.product_of, model.config, model.task)
         scene.notes += missing(feed, model.task, droppable=dropped(trained), allowed=options.allow_missing)
         work = predicting(model.to(device_of(options.tiles.device)))

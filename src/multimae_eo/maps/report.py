@@ -64,9 +64,8 @@ def write_report(options: ReportOptions) -> Path:
         raise ConfigError(f"'{run}' holds no metrics.csv, results.json, pictures or maps: is it the folder of a run?")
     title = f"Run {run.resolve().name}"
     config = run / "config.yaml"
-    settings = (
-        f"<h2>Options</h2><pre>{html.escape(config.read_text(errors='replace'))}</pre>" if config.exists() else ""
-    )
+    text = html.escape(config.read_text(errors="replace")) if config.exists() else ""
+    settings = f"<h2>Options</h2><pre>{text}</pre>" if text else ""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join([f"<h1>{html.escape(title)}</h1>", *parts, settings, f"<script>{_SCRIPT}</script>"])
@@ -77,7 +76,8 @@ def write_report(options: ReportOptions) -> Path:
         partial.write_text(page)
         os.replace(partial, out)
     except OSError as error:
-        raise ConfigError(f"'{out}' cannot be written: {error.strerror}.") from error
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"'{out}' cannot be written: {error.strerror}. Give another --out.") from error
     return out
 
 

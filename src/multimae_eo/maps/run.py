@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from multimae_eo import __version__, checkpoint
 from multimae_eo.data.geotiff_source import Grid
-from multimae_eo.errors import ConfigError, IncompleteError
+from multimae_eo.errors import ConfigError, IncompleteError, UnknownNameError
 from multimae_eo.maps.finding import read_scene_file
 from multimae_eo.maps.layers import Window
 from multimae_eo.maps.mapping import TileRows
@@ -25,6 +25,7 @@ from multimae_eo.maps.options import SourceOptions, TileOptions, as_sources
 from multimae_eo.maps.scene import Scene
 from multimae_eo.maps.tiling import Tiling, blend, touching
 from multimae_eo.maps.writing import CACHE, Layout, Strips, write_cog
+from multimae_eo.modalities import MODALITIES, Modality
 from multimae_eo.whole import held
 
 PANEL = 8192  # columns that are worked on at once, so that memory does not grow with the width of a scene
@@ -126,10 +127,18 @@ def prepared(tiles: TileOptions) -> Iterator[None]:
         yield
 
 
-def sources_of(options: Any) -> dict[str, SourceOptions]:
-    """The sources of a scene file, if there is one, and those given one by one."""
+def sources_of(options: Any, modalities: Mapping[str, Modality]) -> dict[str, SourceOptions]:
+    """The sources of a scene file, if there is one, and those given one by one; raises UnknownNameError for a product.
+
+    modalities: of the model.
+    """
     given = dict(read_scene_file(options.scene)) if options.scene is not None else {}
-    return as_sources({**given, **options.source})
+    sources = as_sources({**given, **options.source})
+    known = dict.fromkeys(p for m in (*MODALITIES.values(), *modalities.values()) for p in m.products)
+    for name, source in sources.items():
+        if source.product is not None and source.product not in known:
+            raise UnknownNameError(f"product of source '{name}'", source.product, known)
+    return sources
 
 
 def about(options: Any, scene: Scene) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Strips:
                 partial.write_text(text)
                 os.replace(partial, known)
         except OSError as error:
-            raise ConfigError(f"'{out}' cannot be written: {error.strerror}.") from error
+            raise ConfigError(f"'{out}' cannot be written: {error.strerror}. Give another --out.") from error
 
     def damage(self) -> dict[str, set[Window]]:
         """What could not be read for the strips that are finished: windows per file."""

@@ -13,7 +13,7 @@ import torch
 
 from multimae_eo.data.synthetic import generate
 from multimae_eo.errors import ConfigError
-from multimae_eo.options import PretrainOptions
+from multimae_eo.options import PretrainOptions, check
 from multimae_eo.tasks.baselines import NAMES, class_priors, trivial_losses
 from multimae_eo.tasks.pretrain import metric_name
 from multimae_eo.tasks.rows import read_rows
@@ -21,6 +21,7 @@ from multimae_eo.tasks.run import Result, pretrain
 from multimae_eo.tasks.trainer import write_json
 from multimae_eo.tasks.transfer import transfer
 
+FEWEST = 10  # labelled tiles
 PACKAGES = ("multimae-eo", "torch", "lightning", "numpy", "h5py")
 # Training batches that the prior of the classes is taken from.
 PRIOR_BATCHES = 30
@@ -35,7 +36,10 @@ def demo(out: Path, tiles: int, labelled_tiles: int, options: PretrainOptions) -
 
     tiles: of the world that is pre-trained on; labelled_tiles: of another one that the encoder is then tried on.
     """
+    check_demo(tiles, labelled_tiles, options)
     if out.exists():
+        if not out.is_dir():
+            raise ConfigError(f"'{out}' is no folder; choose another --out.")
         if any(out.iterdir()) and not (out / "data" / "synthetic").exists():
             raise ConfigError(f"'{out}' is not empty and is no earlier demo; choose another --out.")
         shutil.rmtree(out)
@@ -55,6 +59,16 @@ def demo(out: Path, tiles: int, labelled_tiles: int, options: PretrainOptions) -
     write_json(summary, out / "summary.json")
     report(out, table, rows, total)
     return summary
+
+
+def check_demo(tiles: int, labelled_tiles: int, options: PretrainOptions) -> None:
+    """Raise ConfigError for what would fail only after minutes."""
+    check(options)
+    options.model.config()
+    if tiles < 2:
+        raise ConfigError(f"tiles is {tiles}; expected at least 2, one to train and one to validate.")
+    if labelled_tiles < FEWEST:
+        raise ConfigError(f"labelled_tiles is {labelled_tiles}; expected at least {FEWEST}, so that a tenth is one.")
 
 
 def compare(result: Result, metrics: Path) -> dict[str, dict[str, float]]:

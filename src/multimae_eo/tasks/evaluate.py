@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multimae_eo import checkpoint
+from multimae_eo.data.folders import leaving_nothing, writable
 from multimae_eo.data.labelled import Labelled, SplitName
 from multimae_eo.errors import ConfigError, DataError, UnknownNameError
 from multimae_eo.finetune_options import EvaluateOptions, MachineOptions, labelled_from_json
@@ -21,7 +22,7 @@ from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.kinds import task_for
 from multimae_eo.tasks.samples import LabelledExample, Setup, in_order, notes_of, open_source
 from multimae_eo.tasks.task import Task, intervals
-from multimae_eo.tasks.trainer import prepare, writable
+from multimae_eo.tasks.trainer import prepare
 from multimae_eo.whole import written
 
 Metrics = dict[str, tuple[float, float, float]]
@@ -125,14 +126,23 @@ def evaluate(options: EvaluateOptions, source: Labelled | None = None) -> list[d
     if options.root is not None:
         data.root = options.root
     prepare(options.trainer, workers=data.workers)
-    if options.out is not None:
-        writable(options.out.parent)
-        if options.out.is_dir():
-            raise ConfigError(f"--out {options.out} is a folder; name a CSV file.")
     setup = set_up_like(model, source or open_source(data))
+    with leaving_nothing(options.out.parent if options.out is not None else Path()):
+        if options.out is not None:
+            writable(options.out.parent)
+            if options.out.is_dir():
+                raise ConfigError(f"--out {options.out} is a folder; name a CSV file.")
+        rows = rows_of(model, setup, options, data.workers)
+    if options.out is not None:
+        write_table(rows, options.out)
+    return rows
+
+
+def rows_of(model: Predictor, setup: Setup, options: EvaluateOptions, workers: int) -> list[dict[str, Any]]:
+    """The rows of `evaluate`."""
     task = task_for(model.task)
     chosen = subsets_of(options, setup.inputs)
-    found = evidence_of(model, task, setup, options.split, options.trainer, workers=data.workers, subsets=chosen)
+    found = evidence_of(model, task, setup, options.split, options.trainer, workers=workers, subsets=chosen)
     rows = []
     for keep, evidence in zip(chosen, found, strict=True):
         if not len(evidence):
@@ -142,8 +152,6 @@ def evaluate(options: EvaluateOptions, source: Labelled | None = None) -> list[d
         row = {"inputs": "+".join(keep), "dropped": "+".join(n for n in setup.inputs if n not in keep)}
         facts = {"dataset": setup.source.about.name, "split": options.split, "notes": notes_of(setup.source)}
         rows.append({**row, **facts, "samples": len(evidence), **flat(intervals(task, evidence, seed=options.seed))})
-    if options.out is not None:
-        write_table(rows, options.out)
     return rows
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from multimae_eo import checkpoint
 from multimae_eo.config import HEADS, ModelConfig, TaskConfig
+from multimae_eo.data.folders import leaving_nothing
 from multimae_eo.data.labelled import SPLITS, Labelled
 from multimae_eo.errors import ConfigError
 from multimae_eo.finetune_options import FinetuneOptions, check_finetune, given
@@ -38,7 +39,7 @@ from multimae_eo.tasks.samples import (
 from multimae_eo.tasks.segment import Segmentation
 from multimae_eo.tasks.stepping import SteppedTask, parts
 from multimae_eo.tasks.task import Task, intervals, undefined
-from multimae_eo.tasks.trainer import make_trainer, prepare, write_json, write_options
+from multimae_eo.tasks.trainer import Begun, make_trainer, prepare, write_json, write_options
 from multimae_eo.visualize_labels import save_finetune_curves, save_predictions
 from multimae_eo.whole import claimed
 
@@ -182,8 +183,9 @@ def finetune(options: FinetuneOptions, source: Labelled | None = None) -> Finetu
         if (options.out / "config.yaml").exists():
             raise ConfigError(f"'{options.out}' holds a run; remove it, or give another --out.")
         task, data, setup, labels = assemble(options, source)
-        write_options(options, options.out)
-        seconds = fit(task, data)
+        with leaving_nothing(options.out, "config.yaml", "metrics.csv") as new:
+            write_options(options, options.out)
+            seconds = fit(task, data, new)
         return finish(task, setup, labels, seconds)
 
 
@@ -207,8 +209,8 @@ def assemble(
     return FinetuneTask(model, task, options, data.batch_size, facts), data, setup, labels
 
 
-def fit(task: FinetuneTask, data: LabelledData) -> float:
-    """Train, validate after every epoch, and keep the last weights too; returns the seconds it took."""
+def fit(task: FinetuneTask, data: LabelledData, new: list[str]) -> float:
+    """Train, validate after every epoch, keep the last weights too; returns the seconds it took. new: as of `Begun`."""
     options = task.options
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
     names = ["train/loss", "train/lr", "train/grad_norm", "train/skipped", "val/loss"]
@@ -221,7 +223,7 @@ def fit(task: FinetuneTask, data: LabelledData) -> float:
         val_every=data.per_epoch,
         log_every=task.log_every,
         loggers=[table],
-        callbacks=[],
+        callbacks=[Begun(new)],
     )
     began = time.perf_counter()
     try:

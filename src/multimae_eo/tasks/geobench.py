@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from multimae_eo import checkpoint
+from multimae_eo.data.folders import leaving_nothing, writable
 from multimae_eo.data.geobench import PARTITIONS, GeoBench
 from multimae_eo.data.geobench_sets import SETS
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, UnknownNameError, reason
@@ -31,7 +32,7 @@ from multimae_eo.tasks.probe import NEIGHBOURS, Probe, probe_task, run_probes
 from multimae_eo.tasks.report import normalised, read_results, write_report
 from multimae_eo.tasks.samples import Setup, notes_of, set_up
 from multimae_eo.tasks.task import Task, intervals, undefined
-from multimae_eo.tasks.trainer import prepare, writable
+from multimae_eo.tasks.trainer import prepare
 from multimae_eo.whole import claimed
 
 PROTOCOLS = ("knn", "linear", "finetune")
@@ -69,11 +70,10 @@ def run_geobench(options: GeobenchOptions) -> Path:
     data is named and left out; the others go on.
     """
     with claimed(options.out):
-        return run_cells(options)
+        return _run(options)
 
 
-def run_cells(options: GeobenchOptions) -> Path:
-    """As `run_geobench`, in a folder that no other process writes to."""
+def _run(options: GeobenchOptions) -> Path:
     options = dataclasses.replace(options, data_root=data_root_of(options))
     prepare(options.trainer, workers=options.workers)
     cells = list(all_cells(options))
@@ -84,9 +84,23 @@ def run_cells(options: GeobenchOptions) -> Path:
             f"nothing to run: {options.datasets} with protocol {options.protocol}, inputs {options.inputs} and inits "
             f"{options.inits}. k-NN needs one label per image, and baselines too; an input setting needs its bands."
         )
-    writable(options.out)
-    done = finished(results, options, key, set(cells)) if results.exists() else set()
-    left = [cell for cell in cells if cell not in done]
+    with leaving_nothing(options.out), leaving_nothing(options.out / "features"):
+        writable(options.out)
+        done = finished(results, options, key, set(cells)) if results.exists() else set()
+        failed = run_cells(cells, done, options, key)
+        if not results.exists():
+            raise DataError(f"none of {len(cells)} cells could be run. First: {failed[0]}")
+    write_report(results, options.out)
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(cells)} cells were left out; the others are in '{results}'. First: {failed[0]}"
+        )
+    return results
+
+
+def run_cells(cells: Sequence[Cell], done: set[Cell], options: GeobenchOptions, key: str) -> list[str]:
+    """Run the cells that are not done, each a row or more of the table; returns what is wrong with those left out."""
+    results, left = options.out / "results.csv", [cell for cell in cells if cell not in done]
     print(f"{len(cells)} cells, {len(cells) - len(left)} of them done before.", flush=True)
     began, failed = time.perf_counter(), []
     for number, cell in enumerate(left):
@@ -100,14 +114,7 @@ def run_cells(options: GeobenchOptions) -> Path:
         except MultiMAEError as error:
             failed.append(f"{cell}: {reason(error)}")
             print(f"  left out: {reason(error)}", flush=True)
-    if not results.exists():
-        raise DataError(f"none of {len(cells)} cells could be run. First: {failed[0]}")
-    write_report(results, options.out)
-    if failed:
-        raise DataError(
-            f"{len(failed)} of {len(cells)} cells were left out; the others are in '{results}'. First: {failed[0]}"
-        )
-    return results
+    return failed
 
 
 def data_root_of(options: GeobenchOptions) -> Path:
@@ -138,6 +145,8 @@ def all_cells(options: GeobenchOptions) -> Iterator[Cell]:
     partitions = names_in(options.partitions, PARTITIONS, "partition")
     if options.seeds < 1:
         raise ConfigError(f"seeds must be 1 or more; got {options.seeds}.")
+    if not 0 <= options.first_seed < 2**32 - options.seeds:
+        raise ConfigError(f"first_seed must be 0 or more and below 2^32; got {options.first_seed}.")
     for name, setting in itertools.product(data_sets(options), settings):
         if not feeds(name, setting):
             continue

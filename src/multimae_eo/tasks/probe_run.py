@@ -1,11 +1,13 @@
 """Frozen evaluation of one data set, as the command `probe` runs it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from multimae_eo import checkpoint
+from multimae_eo.data.folders import leaving_nothing, writable
 from multimae_eo.data.labelled import Description, Labelled
-from multimae_eo.errors import ConfigError
+from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.finetune_options import ProbeOptions, given
 from multimae_eo.tasks.features import extractor, frozen_features
 from multimae_eo.tasks.geobench import PROTOCOLS, names_in
@@ -14,7 +16,7 @@ from multimae_eo.tasks.labels import summarise
 from multimae_eo.tasks.probe import probe_task, run_probes
 from multimae_eo.tasks.samples import open_source, set_up
 from multimae_eo.tasks.task import intervals, undefined
-from multimae_eo.tasks.trainer import prepare, writable, write_json
+from multimae_eo.tasks.trainer import prepare, write_json
 
 
 def probe(options: ProbeOptions, source: Labelled | None = None) -> list[dict[str, Any]]:
@@ -30,12 +32,15 @@ def probe(options: ProbeOptions, source: Labelled | None = None) -> list[dict[st
     config = checkpoint.load_config(directory)
     setup = set_up(source, config, options.data)
     labels = summarise(source)
-    writable(options.out)
-    made = extractor(setup, directory, options.init, seed=options.seed)
-    folder, workers = options.out / "features", options.data.workers
-    features = frozen_features(setup, made, options.trainer, folder=folder, workers=workers)
-    task = probe_task(source.about, labels, setup.inputs)
-    found = run_probes(task, config, features, protocols, seed=options.seed, refit_on_valid=options.refit_on_valid)
+    results = options.out / "results.json"
+    before = earlier(results)
+    with leaving_nothing(options.out, "features"):
+        writable(options.out)
+        made = extractor(setup, directory, options.init, seed=options.seed)
+        folder, workers = options.out / "features", options.data.workers
+        features = frozen_features(setup, made, options.trainer, folder=folder, workers=workers)
+        task = probe_task(source.about, labels, setup.inputs)
+        found = run_probes(task, config, features, protocols, seed=options.seed, refit_on_valid=options.refit_on_valid)
     what: dict[str, Any] = {"dataset": source.about.name, "partition": options.data.partition, "init": options.init}
     what |= {"checkpoint": checkpoint.fingerprint(directory), "data": source.fingerprint(), "seed": options.seed}
     what |= {f"{split}_samples": len(ids) for split, ids in source.ids.items()}
@@ -45,9 +50,16 @@ def probe(options: ProbeOptions, source: Labelled | None = None) -> list[dict[st
         warnings = [*labels.warnings, *one.warnings, *undefined(metrics)]
         facts = {"protocol": one.protocol, "settings": dict(one.settings), "warnings": warnings}
         rows.append({**what, **facts, **setup.facts(), "metrics": metrics})
-    results = options.out / "results.json"
-    write_json([*(json.loads(results.read_text()) if results.exists() else []), *rows], results)
+    write_json([*before, *rows], results)
     return rows
+
+
+def earlier(results: Path) -> list[Any]:
+    """The rows of earlier runs in the same folder; raises DataError."""
+    try:
+        return [*json.loads(results.read_text())] if results.exists() else []
+    except (ValueError, TypeError) as error:
+        raise DataError(f"'{results}' is not JSON of results: {error}. Remove it, or give another --out.") from error
 
 
 def check_dense(about: Description, protocols: tuple[str, ...], init: str) -> None:

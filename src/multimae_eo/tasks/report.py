@@ -92,7 +92,9 @@ def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     except OSError as error:
         raise DataError(f"{os.fspath(path)}: cannot read the results: {error.strerror}") from error
     if missing := [name for name in _NEEDED if name not in names]:
-        raise DataError(f"{os.fspath(path)}: no results: the first line lacks {', '.join(missing)}")
+        raise DataError(
+            f"{os.fspath(path)}: no results: the first line lacks {', '.join(missing)}. Give another --out."
+        )
     if rows and None in rows[-1].values():
         rows.pop()
     for number, row in enumerate(rows, start=1):

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from multimae_eo import checkpoint, visualize
+from multimae_eo.data.folders import leaving_nothing
 from multimae_eo.data.mmearth import read_statistics
 from multimae_eo.data.packed import open_tiles
 from multimae_eo.errors import ConfigError, DataError, DivergedError, TerminatedError
@@ -22,7 +23,7 @@ from multimae_eo.tasks.pretrain import PretrainTask
 from multimae_eo.tasks.rows import Rows, truncate
 from multimae_eo.tasks.sharding import strategy_for, whole
 from multimae_eo.tasks.state import FOLDER, SavedState, StateFile, start_of, state_path
-from multimae_eo.tasks.trainer import make_trainer, write_options
+from multimae_eo.tasks.trainer import Begun, make_trainer, write_options
 from multimae_eo.whole import claimed
 
 # Of a run: the directory of the trained model.
@@ -89,11 +90,23 @@ def run(options: PretrainOptions, task: PretrainTask, data: PretrainData) -> Res
     """Train from the start or from the saved state, and leave checkpoint and pictures."""
     resumed = state_of(options)
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
-    trainer = build_trainer(options, task, steps)
-    write_options(options, options.out)
-    done = start_of(resumed)
-    size, train, val = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
-    rank_zero_only(print)(f"Pre-training {size} on {train} tiles, {val} held out: steps {done} to {steps}.", flush=True)
+    with leaving_nothing(options.out, "config.yaml", "metrics.csv", "panels", "state", "tensorboard") as new:
+        trainer = build_trainer(options, task, steps, Begun(new))
+        write_options(options, options.out)
+        train(options, task, data, trainer, resumed)
+    finish(options, task, data, trainer)
+    return Result(task, data, task.validation)
+
+
+def train(
+    options: PretrainOptions, task: PretrainTask, data: PretrainData, trainer: lightning.Trainer, resumed: Path | None
+) -> None:
+    """Train to the Trainer's last step, from the state to resume from, with a validation before."""
+    done, steps = start_of(resumed), trainer.max_steps
+    size, tiles, held = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
+    rank_zero_only(print)(
+        f"Pre-training {size} on {tiles} tiles, {held} held out: steps {done} to {steps}.", flush=True
+    )
     every = min(options.trainer.val_every, steps)
     if options.resume:  # also where no state was saved yet
         truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
@@ -110,11 +123,9 @@ def run(options: PretrainOptions, task: PretrainTask, data: PretrainData) -> Res
         raise type(error)(f"{error}{hint}") from error
     except SystemExit:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt(f"go on with --resume true --out {options.out}") from None
-    finish(options, task, data, trainer)
-    return Result(task, data, task.validation)
 
 
-def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> lightning.Trainer:
+def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int, *more: Callback) -> lightning.Trainer:
     """Lightning's Trainer for some options."""
     run = options.trainer
     trainer = make_trainer(
@@ -127,7 +138,7 @@ def build_trainer(options: PretrainOptions, task: PretrainTask, steps: int) -> l
         val_every=run.val_every,
         log_every=run.log_every,
         loggers=build_loggers(options, task),
-        callbacks=build_callbacks(options),
+        callbacks=[*build_callbacks(options), *more],
     )
     trainer.strategy.checkpoint_io = StateFile()
     return trainer
@@ -213,7 +224,7 @@ def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visi
     source = open_tiles(root, list(model.config.modalities.values()))
     rows = source.splits(val_fraction=options.data.val_fraction, seed=seed)[split]
     if not len(rows):
-        raise DataError(f"'{source.path}': split '{split}' is empty.")
+        raise DataError(f"'{source.path}': split '{split}' is empty; choose another --split.")
     chosen = spread(rows, tiles)
     examples = ExampleSource(source, model.config, options, VALIDATE).__getitems__([(0, row) for row in chosen])
     batch = Prepare(model.config)(examples.batch, examples.window)

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
+from multimae_eo.data.folders import writable
 from multimae_eo.errors import ConfigError
 from multimae_eo.whole import written
 
@@ -75,6 +76,16 @@ def make_trainer(
         raise ConfigError(f"trainer: {what} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+class Begun(Callback):
+    """Clears the names of files that a failure removes, once a step is done: from then on they are worth keeping."""
+
+    def __init__(self, new: list[str]):
+        self.new = new
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.new.clear()
+
+
 def prepare(run: Machine, *, workers: int) -> None:
     """Set the threads of torch, and check where to run; raises ConfigError."""
     if run.threads is not None and run.threads < 1:
@@ -83,14 +94,6 @@ def prepare(run: Machine, *, workers: int) -> None:
         raise ConfigError(f"workers must be 0 or more; got {workers}.")
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-
-
-def writable(folder: Path) -> None:
-    """Make a folder for results; raises ConfigError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"'{folder}' is no folder that can be written: {error.strerror}.") from error
 
 
 def quiet() -> None:
@@ -121,7 +124,7 @@ def write_options(options: Any, out: Path) -> None:
     try:
         (out / "config.yaml").write_text(as_yaml(options))
     except OSError as error:
-        raise ConfigError(f"'{out}' is no folder that can be written: {error.strerror}.") from error
+        raise ConfigError(f"'{out}' is no folder that can be written: {error.strerror}. Give another one.") from error
 
 
 def write_json(content: object, path: Path) -> None:

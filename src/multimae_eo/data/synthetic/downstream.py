@@ -17,6 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from multimae_eo.data.folders import writable
 from multimae_eo.data.layout import ADDRESSES, SENTINEL2_CHANNELS, Tile, valid_pixels
 from multimae_eo.data.synthetic.climate import NUM_REGIONS, draw_place, split_draw, tile_block
 from multimae_eo.data.synthetic.fields import stream
@@ -164,7 +165,7 @@ def _new_folders(root: Path, sets: Sequence[str]) -> Iterator[dict[str, Path]]:
     folders = {name: hidden / name for name in sets}
     try:
         for folder in folders.values():
-            folder.mkdir(parents=True)
+            writable(folder)
         yield folders
         for name, path in final.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from multimae_eo.data.folders import plain, writable
 from multimae_eo.data.layout import ARRAYS, SENTINEL2_CHANNELS, Tile
 from multimae_eo.data.synthetic.world import check_world, make_tile
 from multimae_eo.errors import DataError
@@ -21,13 +22,13 @@ def generate_scene(root: str | os.PathLike[str], name: str = "scene", *, seed: i
     files lie on one UTM grid. Raises ConfigError for impossible arguments, DataError if root/name exists.
     """
     check_world(seed, tile_px)
-    folder = Path(root) / name
+    folder = Path(root) / plain(name)
     if folder.exists():
         raise DataError(f"'{folder}' exists; choose another name, or remove it.")
     index = _index(seed)
     tile = make_tile(seed, index, tile_px)
     partial = folder.with_name(f".{name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
+    writable(partial)
     try:
         _write(partial, tile)
         os.replace(partial, folder)
