@@ -253,7 +253,7 @@ def main() -> int:
         )
         for finding in tally.findings():
             failed += 1
-            print(f"FINDING in {parser.name} ({NAMES[how]}): {finding['what']}\n{finding['input'][:6000]}", flush=True)
+            print(f"FINDING in {parser.name} ({NAMES[how]}): {finding['what']}\n{finding['input']}", flush=True)
     sums = [sum(row[key] for row in rows) for key in ("inputs", "accepted", "refused", "seconds")]
     print(f"{'all':<39}{sums[0]:>8}{sums[1]:>10}{sums[2]:>9}{sums[3]:>9.1f}\n{failed} findings")
     if chosen.json:

@@ -9,7 +9,7 @@ import numpy as np
 from multimae_eo.data.geotiff_baseline import OFFSET, Decision, Survey, decide, stated_baseline
 from multimae_eo.data.geotiff_source import Grid
 from multimae_eo.data.layout import SENTINEL2_CHANNELS
-from multimae_eo.errors import ConfigError, DataError
+from multimae_eo.errors import ConfigError, DataError, MultiMAEError
 from multimae_eo.maps.finding import Found, Place, look
 from multimae_eo.maps.grid import grid_of, overlap
 from multimae_eo.maps.layers import Band, CubeLayer, Damage, FileLayer, ItemLayer, Layer, Window
@@ -145,7 +145,16 @@ def open_scene(
     sources: options, or xarray data sets or STAC items that are open already, by name. Raises ConfigError for bands
     that are there twice, DataError for what cannot be read, GridError for what does not lie on the grid.
     """
-    options, wanted = options or GridOptions(), list(dict.fromkeys(wanted))
+    try:
+        return _opened(sources, list(dict.fromkeys(wanted)), options or GridOptions())
+    except MultiMAEError:
+        raise
+    except Exception as error:  # a damaged file may state a reference system that makes PROJ raise nearly anything
+        names = ", ".join(f"'{name}'" for name in sources)
+        raise DataError(f"the sources {names} cannot be brought to one grid, one may be damaged: {error}.") from error
+
+
+def _opened(sources: Mapping[str, SourceOptions | Any], wanted: Sequence[str], options: GridOptions | Grid) -> Scene:
     founds = []
     for name, given in sources.items():
         own = isinstance(given, SourceOptions)
