@@ -5,6 +5,7 @@ import pickle
 import resource
 import struct
 import sys
+import time
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -188,6 +189,15 @@ def test_a_zip_of_weights_that_would_blow_up(tmp_path):
     )
     with bounded(50), pytest.raises(CheckpointError):
         reference.read(tmp_path / "sparse.pth")
+
+
+def test_a_pickle_with_a_text_without_end(tmp_path):
+    """torch would look through the name for seconds, to give advice."""
+    (tmp_path / "long.pth").write_bytes(b"\x80\x02c" + b"a." * 100_000 + b"\nb\n.")
+    began = time.perf_counter()
+    with pytest.raises(CheckpointError, match=r"a text of 20\d+ characters, expected at most 4096"):
+        reference.read(tmp_path / "long.pth")
+    assert time.perf_counter() - began < 2
 
 
 # --- pickles of labels

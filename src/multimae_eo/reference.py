@@ -5,10 +5,12 @@ import dataclasses
 import math
 import os
 import pickle
+import pickletools
 import re
 import reprlib
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ INPUTS = {
     "ebands": "nir",
 }
 TARGETS = {**INPUTS, "norm_rgb": "rgb:patch"}
+LONGEST = 4096  # characters of a name or another text in a pickle
 NO_DATA_CLASS = MapClass(255, "No data", "#000000")
 
 _DECODER_PARTS = {
@@ -68,6 +71,7 @@ def read(path: str | os.PathLike[str]) -> Reference:
     else:
         try:
             _check_archive(path)
+            _check_texts(path)
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are no pickle make the reader fail in any way
@@ -98,8 +102,23 @@ def _check_archive(path: Path) -> None:
             raise _Larger(f"its entries would take {size} bytes, but the file has {path.stat().st_size}")
 
 
+def _check_texts(path: Path) -> None:
+    """Raise UnpicklingError for a text that no checkpoint has: torch looks at names for the square of their length."""
+    with suppress(ValueError, EOFError, KeyError), ExitStack() as stack:  # damage, which torch finds too
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            file, pickles = stack.enter_context(archive.open(name)), 1
+        else:
+            file, pickles = stack.enter_context(open(path, "rb")), 5
+        for _ in range(pickles):
+            for _, argument, _ in pickletools.genops(file):
+                if isinstance(argument, str) and len(argument) > LONGEST:
+                    raise _Larger(f"it holds a text of {len(argument)} characters, expected at most {LONGEST}")
+
+
 class _Larger(pickle.UnpicklingError):
-    """An archive that unpacks to more than it holds."""
+    """A file that takes more than it should."""
 
 
 def _is_plain(tensor: Tensor) -> bool:
