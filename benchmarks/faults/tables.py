@@ -31,9 +31,11 @@ def soak(found: Any) -> str:
 
 def fuzz(found: Any) -> str:
     """Of fuzz.py: a row per reader, all of its inputs together."""
-    rows = [(r["name"], r["inputs"], r["accepted"], r["refused"], f"{r['seconds']:.0f} s") for r in found]
-    total = [sum(r[key] for r in found) for key in ("inputs", "accepted", "refused", "seconds")]
-    rows.append(("all", *total[:3], f"{total[3]:.0f} s"))
+    rows = []
+    for name in [*dict.fromkeys(r["name"] for r in found), "all"]:
+        of = [r for r in found if name in (r["name"], "all")]
+        inputs, accepted, refused, seconds = (sum(r[k] for r in of) for k in ("inputs", "accepted", "refused", "seconds"))
+        rows.append((name, inputs, accepted, refused, f"{seconds:.0f} s"))
     return table(("reader", "inputs", "accepted", "refused with our own error", "took"), rows)
 
 
