@@ -333,7 +333,7 @@ TABLE = (
     Bad("arguments", "no folder of data", f"{FINETUNE} --data.name m-eurosat", "data.root is not set", "give the folder"),
     Bad("arguments", "finetune on no device", f"{FINETUNE} {EUROSAT} --trainer.accelerator abacus", "accelerator 'abacus'", "cpu"),
     Bad("arguments", "unknown protocol", f"{PROBE} {EUROSAT} --protocols knm", "unknown protocol 'knm'", "Did you mean 'knn'"),
-    Bad("arguments", "earlier results are damaged", f"{PROBE} {EUROSAT}", "out/results.json' is not JSON", "give another --out", holds("out/results.json", "{")),
+    Bad("arguments", "earlier results are damaged", f"{PROBE} {EUROSAT}", "out/results.json' is not JSON of results", "give another --out", holds("out/results.json", "{")),
     Bad("arguments", "no seeds", f"{GEOBENCH} --seeds 0", "seeds must be 1 or more", "got 0"),
     Bad("arguments", "a negative seed", f"{GEOBENCH} --first_seed -1", "first_seed must be 0 or more", "got -1"),
     Bad("arguments", "unknown partition", f"{GEOBENCH} --partitions 0.1x", "unknown partition '0.1x'", "Did you mean '0.10x'"),

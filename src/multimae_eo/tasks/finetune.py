@@ -203,10 +203,7 @@ def assemble(
 
 
 def fit(task: FinetuneTask, data: LabelledData, new: list[str]) -> float:
-    """Train, validate after every epoch, and keep the last weights too; returns the seconds it took.
-
-    new: names of files that a failure removes; none once a step is done.
-    """
+    """Train, validate after every epoch, keep the last weights too; returns the seconds it took. new: as of `Begun`."""
     options = task.options
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
     names = ["train/loss", "train/lr", "train/grad_norm", "train/skipped", "val/loss"]

@@ -57,12 +57,9 @@ def probe(options: ProbeOptions, source: Labelled | None = None) -> list[dict[st
 def earlier(results: Path) -> list[Any]:
     """The rows of earlier runs in the same folder; raises DataError."""
     try:
-        rows = json.loads(results.read_text()) if results.exists() else []
-    except ValueError as error:
-        raise DataError(f"'{results}' is not JSON: {error}. Remove it, or give another --out.") from error
-    if not isinstance(rows, list):
-        raise DataError(f"'{results}' is no list of results of this command. Give another --out.")
-    return rows
+        return [*json.loads(results.read_text())] if results.exists() else []
+    except (ValueError, TypeError) as error:
+        raise DataError(f"'{results}' is not JSON of results: {error}. Remove it, or give another --out.") from error
 
 
 def check_dense(about: Description, protocols: tuple[str, ...], init: str) -> None:

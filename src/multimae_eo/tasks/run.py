@@ -72,27 +72,23 @@ def pretrain(options: PretrainOptions) -> Result:
     task, data = build(options)
     resumed = state_of(options)
     steps = options.optim.steps or options.optim.epochs * data.per_epoch
-    done = start_of(resumed)
     with leaving_nothing(options.out, "config.yaml", "metrics.csv", "panels", "state", "tensorboard") as new:
         trainer = build_trainer(options, task, steps, Begun(new))
         write_options(options, options.out)
-        train(options, task, data, trainer, resumed, done)
+        train(options, task, data, trainer, resumed)
     finish(options, task, data, trainer)
     return Result(task, data, task.validation)
 
 
 def train(
-    options: PretrainOptions,
-    task: PretrainTask,
-    data: PretrainData,
-    trainer: lightning.Trainer,
-    resumed: Path | None,
-    done: int,
+    options: PretrainOptions, task: PretrainTask, data: PretrainData, trainer: lightning.Trainer, resumed: Path | None
 ) -> None:
-    """Train from step `done` to the Trainer's last, with a validation before."""
-    steps = trainer.max_steps
-    size, train, val = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
-    rank_zero_only(print)(f"Pre-training {size} on {train} tiles, {val} held out: steps {done} to {steps}.", flush=True)
+    """Train to the Trainer's last step, from the state to resume from, with a validation before."""
+    done, steps = start_of(resumed), trainer.max_steps
+    size, tiles, held = checkpoint.describe(task.model), len(data.rows["train"]), len(data.rows["val"])
+    rank_zero_only(print)(
+        f"Pre-training {size} on {tiles} tiles, {held} held out: steps {done} to {steps}.", flush=True
+    )
     every = min(options.trainer.val_every, steps)
     if options.resume:  # also where no state was saved yet
         truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
