@@ -132,7 +132,7 @@ def test_the_core_is_small():
     lines = {relative(p): len(p.read_text().splitlines()) for p in FILES}
     outside = ("data/", "maps/", "integrations/", "explain/", "cli.py", "commands.py", "tasks/")
     assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 4400
-    assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 4100
+    assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 4200
 
 
 def run(code: str) -> str:

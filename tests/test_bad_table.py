@@ -238,13 +238,14 @@ TABLE = (
     Bad("data", "inspect nothing", "inspect none", "'none' does not exist", "check the path"),
     Bad("data", "inspect a web page", "inspect page.h5", "page.h5' cannot be read as HDF5", "Fetch it again", holds("page.h5", "<html>")),
     Bad("data", "inspect an empty folder", "inspect empty", "'empty' cannot be explained: it is a folder that holds nothing", "Expected a checkpoint directory", folder("empty")),
+    Bad("data", "verify no data set", "verify empty", "'empty' holds no NAME.h5", "expected a data set in the MMEarth layout", folder("empty")),
     Bad("data", "import from nowhere", f"{IMPORT} --root none", "root 'none' is no folder", "expected the one that the files lie in", process=True),
     Bad("data", "import half a file", IMPORT, "tiffs/l2a/alp.tif' cannot be read as a GeoTIFF", "Convert or fetch it again", cut("tiffs/l2a/alp.tif")),
     Bad("data", "import another grid", IMPORT, "tiffs/dem/alp.tif' .dem. lies on another grid", "Resample it: gdalwarp", moved),
     Bad("data", "import no date", IMPORT, "place 'alp' has no date", "Give it as `date`", holds("import.yaml", IMPORT_YAML.replace("date:", "#"))),
     Bad("data", "import again", IMPORT, "out/imported' exists already", "choose another name", folder("out/imported")),
-    Bad("data", "report of damaged results", "report run", "run/results.json' cannot be read", "Move it away", holds("run/results.json", "{")),
-    Bad("data", "report of damaged metrics", "report run", "run/metrics.csv' cannot be read", "Move it away", holds("run/metrics.csv", b"\xff\xfe\x00")),
+    Bad("data", "report of damaged results", "report run", "run/results.json' is not JSON", "write it again", holds("run/results.json", "{")),
+    Bad("data", "report of damaged metrics", "report run", "'run': metrics.csv is damaged", "Mend it, or delete it", holds("run/metrics.csv", b"\xff\xfe\x00")),
     Bad("data", "report of nothing", "report empty", "'empty' holds no metrics.csv", "is it the folder of a run", folder("empty")),
     Bad("data", "no server", "download mmearth64 --out out --base http://127.0.0.1:9", "http://127.0.0.1:9/.*Connection refused", "the same command goes on"),
     # --- files of options
@@ -273,13 +274,13 @@ TABLE = (
     Bad("checkpoint", "finetune, not on the Hub", f"{FINETUNE} {EUROSAT}".replace("--checkpoint model", "--checkpoint nobody/none"), "'nobody/none' is no folder, and no model", "pre-train your own"),
     Bad("checkpoint", "probe, a pointer", f"{PROBE} {EUROSAT}", "model/model.safetensors' is not a safetensors file", "Fetch it again", holds("model/model.safetensors", "version https://git-lfs.github.com/spec/v1")),
     Bad("checkpoint", "probe, other sizes", f"{PROBE} {EUROSAT}", "model.safetensors' does not fit the model: 'blocks.2", "Is it of another size", edited("model/config.json", model__depth=7)),
-    Bad("checkpoint", "geobench, half its weights", GEOBENCH, "none of 2 cells.*model/model.safetensors' is not a safetensors file", "Fetch it again", cut("model/model.safetensors")),
+    Bad("checkpoint", "geobench, half its weights", GEOBENCH, "model/model.safetensors' is not a safetensors file", "Fetch it again", cut("model/model.safetensors")),
     Bad("checkpoint", "geobench, newer", GEOBENCH, "model/config.json' has format 2", "expected 1", edited("model/config.json", format=2)),
     Bad("checkpoint", "evaluate pre-trained", EVALUATE.replace("label", "model"), "'model' is a pre-trained model without a head", "expected a fine-tuned one"),
     Bad("checkpoint", "evaluate, other data", EVALUATE, "'label', entry 'extra.data' describes no data", "another version", edited("label/config.json", extra__data={"zebra": 1})),
     Bad("checkpoint", "evaluate, data unknown", EVALUATE.replace("label", "task"), "'task' does not say where its data are", "Evaluate it from Python too"),
     Bad("checkpoint", "predict, a run", PREDICT.replace("task", "run"), "'run' is no checkpoint", "Expected a directory written by"),
-    Bad("checkpoint", "predict, half a description", f"{PREDICT} {SCENE}", "task/config.json' is not JSON", "Copy the checkpoint anew", cut("task/config.json")),
+    Bad("checkpoint", "predict, half a description", f"{PREDICT} {SCENE}", "task/config.json' is not JSON", "Fetch or write it again", cut("task/config.json")),
     Bad("checkpoint", "embed, impossible", f"{EMBED} {SCENE}", "model/config.json': .*image_size 57", "multiple of patch_size 8", edited("model/config.json", model__image_size=57)),
     Bad("checkpoint", "fill, fine-tuned", FILL.replace("model", "task") + f" {SCENE} --target elevation", "task/model.safetensors' does not fit", "Is it of another size"),
     Bad("checkpoint", "export, an entry is missing", EXPORT, "config.json': .*missing entries .'heads'", "another version", lambda here: edited("model/config.json", model={k: v for k, v in json.loads((here / "model/config.json").read_text())["model"].items() if k != "heads"})(here)),
@@ -342,7 +343,7 @@ TABLE = (
     Bad("arguments", "a table in a file", EVALUATE, "'out' is no folder that can be written", "Give another one", holds("out")),
     Bad("arguments", "tiles of 13 px", f"{PREDICT} {SCENE} --tiles.size 13", "tiles.size 13", "a multiple of the model's patch, 8 px"),
     Bad("arguments", "no tile at once", f"{EMBED} {SCENE} --tiles.batch 0", "tiles.batch must be 1 or more", "got 0"),
-    Bad("arguments", "a map in a file", f"{PREDICT} {SCENE}", "out/map.tif' cannot be written", "Give another --out", holds("out")),
+    Bad("arguments", "a map in a file", f"{PREDICT} {SCENE}", "'out' is no folder that can be written", "Give another one", holds("out")),
     Bad("arguments", "embeddings as a picture", f"{EMBED} {SCENE} --out out/e.png", "out 'out/e.png'", "ends in .tif, .zarr, .parquet"),
     Bad("arguments", "numbers that COGs lack", f"{EMBED} {SCENE} --dtype float16", "dtype float16", ".tif takes int8, float32"),
     Bad("arguments", "no target", f"{FILL} {SCENE}", "--target is not set", "One of rgb, elevation"),
@@ -446,7 +447,11 @@ def test_a_config_imports_nothing(tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "someones.py").write_text("open('owned', 'w')\n\nclass Options:\n    pass\n")
     (tmp_path / "bad.yaml").write_text("trainer: {class_path: someones.Options}\n")
-    fails(["pretrain", "--config", "bad.yaml"], ["'someones.Options' is not accepted", "no code can be named"], capfd)
+    fails(
+        ["pretrain", "--config", "bad.yaml"],
+        ["'someones.Options' is not accepted", "neither code nor another file"],
+        capfd,
+    )
     assert not (tmp_path / "owned").exists()
     assert "someones" not in sys.modules
 

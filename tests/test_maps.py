@@ -272,7 +272,9 @@ def test_other_bad_input(tmp_path, capfd):
     fails(capfd, 2, "without a head")(arguments("predict", model, sources, out))
     fails(capfd, 2, "is a folder")(arguments("predict", task, sources, tmp_path))
     (tmp_path / "file").write_text("")
-    fails(capfd, 2, "cannot be written")(arguments("predict", task, sources, tmp_path / "file" / "map.tif"))
+    fails(capfd, 2, "is no folder that can be written")(
+        arguments("predict", task, sources, tmp_path / "file" / "map.tif")
+    )
     regression = save_predictor(tmp_path / "regression", "regression")
     fails(capfd, 2, "a regression has none")(arguments("predict", regression, sources, out, "--probabilities", "true"))
     fails(capfd, 2, "no source has a band", "Needed: B04")(

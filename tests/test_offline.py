@@ -62,8 +62,8 @@ with contextlib.suppress(OSError):
     assert [line.split()[0] for line in asked] == ["socket.getaddrinfo", "urllib.Request", "socket.sendto"]
 
 
-def test_no_module_asks_at_import(tmp_path):
-    """Of every module whose packages are installed."""
+def test_no_module_asks_at_import_and_no_command_on_local_files(tmp_path):
+    """Every module whose packages are installed; then from a world to a map, with the default loggers."""
     code = """
 import importlib, pkgutil, multimae_eo
 from multimae_eo.cli import main
@@ -81,17 +81,8 @@ try:
     main(["--help"])
 except SystemExit:
     pass
-"""
-    assert watched(code, tmp_path) == {"asked": [], "strangers": []}
-
-
-def test_no_command_on_local_files_asks(tmp_path):
-    """A world, a model and a map, from pre-training to a report, with the default loggers."""
-    code = """
 import torch
 torch.set_num_threads(1)
-import multimae_eo
-from multimae_eo.cli import main
 from multimae_eo.tasks import task
 task.RESAMPLES = 5
 

@@ -34,7 +34,9 @@ def fuzz(found: Any) -> str:
     rows = []
     for name in [*dict.fromkeys(r["name"] for r in found), "all"]:
         of = [r for r in found if name in (r["name"], "all")]
-        inputs, accepted, refused, seconds = (sum(r[k] for r in of) for k in ("inputs", "accepted", "refused", "seconds"))
+        inputs, accepted, refused, seconds = (
+            sum(r[k] for r in of) for k in ("inputs", "accepted", "refused", "seconds")
+        )
         rows.append((name, inputs, accepted, refused, f"{seconds:.0f} s"))
     return table(("reader", "inputs", "accepted", "refused with our own error", "took"), rows)
 

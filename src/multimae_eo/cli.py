@@ -55,11 +55,11 @@ def extra_for(command: str, module: str) -> str | None:
 
 
 # What the parser says in words of its own, and what it means.
-_NO_CODE = r"config: '\1' is not accepted as class_path: an option is a value, and no code can be named."
+_NO_CODE = r"config: '\1' is not accepted as class_path: an option is a value, neither code nor another file."
 _MEANT = (
     (r"^Unexpected config:.*", "config: the file holds no options; expected lines such as 'seed: 1'."),
     (r"^Option '([\w.]+)' is not accepted\.$", r"option '\1' is not accepted."),
-    (r"^Importing '([^']*)' is not allowed, .*", _NO_CODE),
+    (r"^(?:Parser key .*: )?Importing '([^']*)' is not allowed, .*", _NO_CODE),
     (r"^Subclasses are disabled for .*, thus '([^']*)' is not accepted as class_path\..*", _NO_CODE),
     (r"^'utf-8' codec can't decode .*", "config: the file is no text in UTF-8. Save it so."),
 )
@@ -88,8 +88,6 @@ def shorten(message: str, known: list[str]) -> str:
     """The lines of a parser's message that say something, with the nearest option for one that is unknown."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(lines[:8]).removesuffix(".") + "."
-    told = r"\1 is no value: neither code nor another file may stand for options; write them out."
-    text = re.sub(r"Importing ('.*?') is not allowed, denied by .* to allow it\.", told, text)
     for found, meant in _MEANT:
         text = re.sub(found, meant, text)
     unknown = re.search(r"(?:[Kk]ey|option) ['\"]([\w.]+)['\"]|[Uu]nrecognized arguments: --([\w.]+)", text)

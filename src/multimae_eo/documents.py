@@ -26,7 +26,7 @@ def parse_json(content: bytes, where: str, error: type[MultiMAEError]) -> Any:
     try:
         return json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:  # also of bytes that are no text, and of numbers without end
-        raise error(f"{where} is not JSON: {problem}.") from problem
+        raise error(f"{where} is not JSON: {problem}. Fetch or write it again.") from problem
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

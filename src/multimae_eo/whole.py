@@ -58,7 +58,9 @@ def held(lock: Path, result: Path) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = _locked(lock, result)
     except OSError as error:
-        raise ConfigError(f"'{lock.parent}' is no folder that can be written: {error.strerror}.") from error
+        raise ConfigError(
+            f"'{lock.parent}' is no folder that can be written: {error.strerror}. Give another one, or make room for it."
+        ) from error
     try:
         yield
     finally:

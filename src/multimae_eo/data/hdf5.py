@@ -27,7 +27,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except (OSError, RuntimeError, ValueError) as error:
-        raise UnreadError(f"'{path}' cannot be read as HDF5, it may be truncated: {error}.") from error
+        raise UnreadError(f"'{path}' cannot be read as HDF5, it may be truncated: {error}. Fetch it again.") from error
     try:
         wrong = file.visititems_links(lambda name, link: _elsewhere(file, name, link))
     except Exception as error:  # damaged groups make h5py raise nearly anything

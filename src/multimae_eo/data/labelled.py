@@ -130,7 +130,7 @@ def check_class(value: object, num_classes: int, where: str) -> int:
         raise DataError(f"{where}: the label is {shown(value)}; expected a whole number from 0 to {num_classes - 1}.")
     if not 0 <= value < num_classes:
         raise DataError(
-            f"{where}: the label is {shown(value)}; expected 0 to {num_classes - 1} ({num_classes} classes)."
+            f"{where}: the label is {shown(int(value))}; expected 0 to {num_classes - 1} ({num_classes} classes)."
         )
     return int(value)
 
