@@ -58,9 +58,8 @@ def held(lock: Path, result: Path) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = _locked(lock, result)
     except OSError as error:
-        raise ConfigError(
-            f"'{lock.parent}' is no folder that can be written: {error.strerror}. Give another one, or make room for it."
-        ) from error
+        what = f"'{lock.parent}' is no folder that can be written: {error.strerror}"
+        raise ConfigError(f"{what}. Give another one, or make room for it.") from error
     try:
         yield
     finally:
