@@ -57,10 +57,12 @@ class Loader(DataLoader[T]):
                 self._again(deaths, error)
 
     def _batches(self) -> Iterator[T]:
+        # torch's own handler, which it sets once, raises wherever the main thread is when a process dies; asking for a
+        # batch finds it out, too.
+        before = signal.getsignal(signal.SIGCHLD)
         iterator: Iterator[T] = super().__iter__()
-        # torch's own handler raises wherever the main thread is when a process dies; asking for a batch finds it out.
-        with suppress(ValueError):  # outside of the main thread
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with suppress(ValueError, TypeError):  # outside of the main thread, or set from C
+            signal.signal(signal.SIGCHLD, before)
         return iterator
 
     def _again(self, deaths: int, error: RuntimeError) -> None:

@@ -14,7 +14,7 @@ from multimae_eo import checkpoint, visualize
 from multimae_eo.data.folders import leaving_nothing
 from multimae_eo.data.mmearth import read_statistics
 from multimae_eo.data.packed import open_tiles
-from multimae_eo.errors import ConfigError, DataError, DivergedError, TerminatedError
+from multimae_eo.errors import ConfigError, DataError, MultiMAEError, TerminatedError
 from multimae_eo.masking import place_mask
 from multimae_eo.model import MultiMAE
 from multimae_eo.options import MaskOptions, PretrainOptions, check
@@ -116,8 +116,10 @@ def train(
         if done % every == 0:  # at the start, or where the state was saved before the validation of its step
             trainer.validate(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
         trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
-    except (TerminatedError, DivergedError) as error:  # all processes raise it; the first one says it
-        if not trainer.is_global_zero:
+    except MultiMAEError as error:
+        if error is not task.ending:
+            raise
+        if not trainer.is_global_zero:  # all processes end at this step; the first one says why
             raise SystemExit(0) from None
         hint = f"; go on with --resume true --out {options.out}" if isinstance(error, TerminatedError) else ""
         raise type(error)(f"{error}{hint}") from error

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from multimae_eo.errors import MultiMAEError, TerminatedError, WriteError
+from multimae_eo.errors import TerminatedError, WriteError
 from multimae_eo.tasks.stepping import SteppedTask
 from multimae_eo.whole import written
 
@@ -82,11 +82,10 @@ class SavedState(Checkpoint):
         self, trainer: lightning.Trainer, task: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(task, SteppedTask)
-        ending: MultiMAEError | None = task.ending
         if trainer.world_size == 1 and task.told_to_end:  # several agree on a step (see `PretrainTask`)
-            ending = TerminatedError(f"told to end at step {trainer.global_step}")
-        if ending is not None or trainer.global_step % self.every == 0:
+            task.ending = TerminatedError(f"told to end at step {trainer.global_step}")
+        if task.ending is not None or trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
             trainer.strategy.barrier()
-        if ending is not None:
-            raise ending
+        if task.ending is not None:
+            raise task.ending
