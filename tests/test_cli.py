@@ -143,3 +143,15 @@ def test_time_left_does_not_count_what_was_done_before(capsys, monkeypatch):
     left(90, 110)
     left(100, 110)
     assert "100/110 tiles, 10 s, 10 s left" in capsys.readouterr().err
+
+
+def test_what_a_command_denies_stays_allowed_to_others(folder, capsys):
+    """The settings of jsonargparse are those of the process."""
+    from jsonargparse import get_loader
+    from jsonargparse._common import parsing_settings
+
+    before = dict(parsing_settings), get_loader("yaml")
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--no-such-option", "1"])
+    main(["completion", "bash"])
+    assert (dict(parsing_settings), get_loader("yaml")) == before

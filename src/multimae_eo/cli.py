@@ -3,7 +3,8 @@
 import difflib
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,17 +124,27 @@ def load_yaml(text: str) -> object:
     return value
 
 
-def restrict() -> None:
-    """Keep a config from naming code: jsonargparse would import a `class_path` to look whether it fits."""
+@contextmanager
+def restricted() -> Iterator[None]:
+    """Keep a config from naming code, which jsonargparse would import to see whether it fits, and from growing.
+
+    Its settings are the process's, so they are put back: others in it, such as TerraTorch's command, name classes.
+    """
+    from jsonargparse._common import parsing_settings  # there is no public way to take back what is denied
     from yaml import YAMLError
 
+    before = dict(parsing_settings)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["multimae_eo"])
     set_loader("yaml", load_yaml, (YAMLError, ValueError))
+    try:
+        yield
+    finally:
+        parsing_settings.update(before)
+        set_loader("yaml", _load_yaml, (YAMLError,))
 
 
 def build_parser() -> Parser:
-    """The parser of all commands; no value has anything but this package imported."""
-    restrict()
+    """The parser of all commands."""
     parser = Parser(
         prog="multimae-eo", allow_abbrev=False, description="Multi-modal masked autoencoders for Earth observation."
     )
@@ -174,16 +185,22 @@ def as_parsed(arguments: list[str]) -> list[str]:
     return spelt
 
 
+def parse(arguments: list[str]) -> tuple[str, Namespace]:
+    """The command and its options; exits with 2 where they make no sense."""
+    with restricted():
+        parser = build_parser()
+        try:
+            parsed = parser.parse_args(as_parsed(arguments))
+            chosen: Namespace = parser.instantiate(parsed)[parsed.subcommand]
+        except Exception as error:  # what jsonargparse leaves of a config that makes no sense
+            parser.error(str(error) or type(error).__name__)
+    chosen.pop("config", None)
+    return parsed.subcommand, chosen
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `multimae-eo` command."""
-    parser = build_parser()
-    try:
-        parsed = parser.parse_args(as_parsed(sys.argv[1:] if arguments is None else arguments))
-        name = parsed.subcommand
-        chosen: Namespace = parser.instantiate(parsed)[name]
-    except Exception as error:  # what jsonargparse leaves of a config that makes no sense
-        parser.error(str(error) or type(error).__name__)
-    chosen.pop("config", None)
+    name, chosen = parse(sys.argv[1:] if arguments is None else arguments)
     options, run = ALL[name]
     try:
         run(options(**{key: getattr(chosen, key) for key in vars(chosen)}))
