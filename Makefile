@@ -118,7 +118,7 @@ bench: $(VENV)-bench/.installed
 	$(BENCH) benchmarks/step.py --runs 7 --json runs/bench/step.json
 	$(BENCH) benchmarks/write_tables.py runs/bench docs/performance.md
 
-# Every fault in full: about an hour and a half. What it finds goes into docs/reliability.md.
+# Every fault in full: about an hour. What it finds goes into docs/reliability.md.
 faults: install
 	$(BIN)/python benchmarks/faults/kills.py --json runs/faults/kills.json
 	$(BIN)/python benchmarks/faults/soak.py --json runs/faults/soak.json

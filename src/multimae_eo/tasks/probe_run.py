@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from multimae_eo import checkpoint
-from multimae_eo.data.folders import leaving_nothing, writable
+from multimae_eo.data.folders import leaving_nothing
 from multimae_eo.data.labelled import Description, Labelled
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.finetune_options import ProbeOptions, given
@@ -17,6 +17,7 @@ from multimae_eo.tasks.probe import probe_task, run_probes
 from multimae_eo.tasks.samples import open_source, set_up
 from multimae_eo.tasks.task import intervals, undefined
 from multimae_eo.tasks.trainer import prepare, write_json
+from multimae_eo.whole import claimed
 
 
 def probe(options: ProbeOptions, source: Labelled | None = None) -> list[dict[str, Any]]:
@@ -24,6 +25,11 @@ def probe(options: ProbeOptions, source: Labelled | None = None) -> list[dict[st
 
     source: the data, where they are not those that options.data names.
     """
+    with claimed(options.out):
+        return _probe(options, source)
+
+
+def _probe(options: ProbeOptions, source: Labelled | None) -> list[dict[str, Any]]:
     protocols = names_in(options.protocols, PROTOCOLS[:2], "protocol")
     directory = given(options.checkpoint, "checkpoint")
     prepare(options.trainer, workers=options.data.workers)
@@ -35,7 +41,6 @@ def probe(options: ProbeOptions, source: Labelled | None = None) -> list[dict[st
     results = options.out / "results.json"
     before = earlier(results)
     with leaving_nothing(options.out, "features"):
-        writable(options.out)
         made = extractor(setup, directory, options.init, seed=options.seed)
         folder, workers = options.out / "features", options.data.workers
         features = frozen_features(setup, made, options.trainer, folder=folder, workers=workers)
