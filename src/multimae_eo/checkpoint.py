@@ -234,7 +234,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _tensors(file: Any) -> dict[str, Tensor]:
-    return {name: file.get_tensor(name) for name in file.offset_keys()}
+    names = file.keys()
+    return {name: file.get_tensor(name) for name in names}
 
 
 @contextmanager
