@@ -32,8 +32,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not slow" --durations=5
 
+SLOW ?= --ignore tests/integrations
 slow: install  # those of the integrations run where these are installed
-	$(BIN)/python -m pytest -m slow --ignore tests/integrations --durations=5
+	$(BIN)/python -m pytest -m slow $(SLOW) --durations=5
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks
