@@ -37,7 +37,7 @@ slow: install  # those of the integrations run where these are installed
 	$(BIN)/python -m pytest -m slow $(SLOW) --durations=5
 
 lint: install
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks .ci
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typed_user.py

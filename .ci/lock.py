@@ -1,6 +1,6 @@
-"""Writes lock.txt, what CI installs: every package at one version and by its hash. `--check`: does it fit pyproject.toml?
+"""Writes lock.txt, what CI installs: each package at one version and by its hash. --check: does it fit pyproject.toml?
 
-Run by `make lock` with the Python of the lock; the versions are the newest that pip finds. One file per package: that of
+Run by `make lock` with the Python of the lock; the versions are the newest that pip finds. One file per package, for
 Linux on x86-64. torch has the hashes of several builds of one version, those of the old lock among them.
 """
 
@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / ".ci" / "lock.txt"
 EXTRAS = ("dev", "docs")
 PYTHON = (3, 11)
+WORDS = ".".join(map(str, PYTHON))
 # What installs the others, and what builds the package without an environment of its own.
 TOOLS = ("pip", "editables")
 HEAD = """\
 # Python {python}, Linux on x86-64: what CI installs for the extras {extras}, and what builds the package.
-# Written by `make lock`; install with pip's --require-hashes --no-deps. torch: the build for the CPU and the one for CUDA,
+# Written by `make lock`; install with pip's --require-hashes --no-deps. torch: the builds for the CPU and for CUDA,
 # whose libraries are further packages.
 """
 LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>\S+)(?P<hashes>( --hash=sha256:[0-9a-f]{64})+)")
@@ -64,11 +65,11 @@ def resolved(torch: str) -> Lock:
 
 def write(torch: str) -> None:
     if sys.version_info[:2] != PYTHON or sys.platform != "linux":
-        sys.exit("The lock is written by Python %d.%d on Linux; name one: make PYTHON=... lock" % PYTHON)
+        sys.exit(f"The lock is written by Python {WORDS} on Linux; name one: make PYTHON=... lock")
     old, new = read(LOCK) if LOCK.exists() else {}, resolved(torch)
     if "torch" in old and old["torch"][0] == new["torch"][0]:
         new["torch"] = new["torch"][0], sorted({*old["torch"][1], *new["torch"][1]})
-    head = HEAD.format(python="%d.%d" % PYTHON, extras=" and ".join(EXTRAS))
+    head = HEAD.format(python=WORDS, extras=" and ".join(EXTRAS))
     lines = [f"{name}=={v}" + "".join(f" --hash=sha256:{h}" for h in hashes) for name, (v, hashes) in new.items()]
     LOCK.write_text(head + "\n".join(sorted(lines)) + "\n")
     print(f"Wrote {LOCK.name}: {len(new)} packages.")

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -106,8 +107,8 @@ def kill_once(command: list[str], out: Path, draw: random.Random, *, while_writi
     return being_written(out)
 
 
-def until(process: subprocess.Popen[bytes], condition: object) -> None:
-    while not condition():  # type: ignore[operator]
+def until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    while not condition():
         assert process.poll() is None, f"the run ended by itself with {process.returncode}"
         time.sleep(0.0005)
 

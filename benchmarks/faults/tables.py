@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from write_tables import main as put_in
+
 
 def kills(found: Any) -> str:
     """Of kills.py: a row per number of processes."""
@@ -51,15 +54,12 @@ TABLES: dict[str, Callable[[Any], str]] = {"kills": kills, "soak": soak, "fuzz":
 
 
 def main(folder: Path, page: Path) -> None:
-    """Rewrite the page."""
-    text = page.read_text()
+    """Write the tables, and rewrite the page."""
     for name, made in TABLES.items():
         path = folder / f"{name}.json"
         if path.is_file():
-            start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-            before, rest = text.split(start)
-            text = f"{before}{start}\n{made(json.loads(path.read_text()))}\n\n{end}{rest.split(end)[1]}"
-    page.write_text(text)
+            path.with_suffix(".md").write_text(made(json.loads(path.read_text())) + "\n")
+    put_in(folder, page)
 
 
 if __name__ == "__main__":
