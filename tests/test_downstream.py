@@ -196,6 +196,15 @@ def test_the_order_of_training_tiles_is_stratified():
     assert order != training_order(counts, stream(1))[0]
 
 
+def test_a_tile_that_is_the_richest_in_two_rare_states_comes_once():
+    counts = np.zeros((40, 12), int)
+    counts[:, 0] = 100
+    counts[9, 3] = counts[9, 4] = 2
+    order, least = training_order(counts, stream(0))
+    assert sorted(order) == list(range(40))
+    assert least == 2
+
+
 def test_statistics(root: Path):
     statistics = json.loads((folder(root, "synthetic-class") / "band_stats.json").read_text())
     assert statistics == json.loads((folder(root, "synthetic-map") / "band_stats.json").read_text())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from multimae_eo.data.layout import ARRAYS, Tile, valid_pixels
-from multimae_eo.data.synthetic import generate, make_tile
+from multimae_eo.data.synthetic import SHIFTED, generate, make_tile
 from multimae_eo.data.synthetic.climate import BLOCK_DEGREES, sun
 from multimae_eo.errors import ConfigError, DataError
 from multimae_eo.modalities import WORLDCOVER
@@ -48,6 +48,24 @@ def test_a_tile_is_a_function_of_seed_and_index():
     assert not same(make_tile(1, 5), make_tile(2, 5))
     assert not same(make_tile(1, 5), make_tile(1, 6))
     assert make_tile(1, 5).tile_id != make_tile(1, 6).tile_id
+
+
+def test_shifted_worlds_are_northern_autumnal_and_noisy():
+    ordinary, shifted = ([make_tile(first + 7, i) for i in range(40)] for first in (0, SHIFTED))
+    assert min(abs(t.lat) for t in shifted) > 50 > min(abs(t.lat) for t in ordinary)
+    assert all(date.fromisoformat(t.date).month in ((9, 10, 11) if t.lat > 0 else (3, 4, 5)) for t in shifted)
+
+    def roughness(tiles: list[Tile]) -> float:
+        """Of water in the near infrared, which has no texture of its own: what is left is noise."""
+        found = []
+        for tile in tiles:
+            water = tile.arrays["esa_worldcover"][0] == WATER
+            nir = tile.arrays["sentinel2"][B08].astype(float)
+            step = np.abs(np.diff(nir, axis=0))[water[1:] & water[:-1] & (nir[1:] > 0) & (nir[:-1] > 0)]
+            found += [np.median(step)] if step.size > 100 else []
+        return float(np.median(found))
+
+    assert roughness(shifted) > 1.5 * roughness(ordinary)
 
 
 def test_files_are_the_same_for_any_number_of_workers_and_tiles(world: Path, tmp_path: Path):

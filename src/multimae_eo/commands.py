@@ -239,12 +239,13 @@ def _export(options: ExportOptions) -> None:
 
 
 def _synthesize(options: SynthesizeOptions) -> None:
-    from multimae_eo.data.synthetic import generate, generate_downstream, generate_scene
+    from multimae_eo.data.synthetic import SHIFTED, generate, generate_downstream, generate_scene
 
+    seed = options.seed + (SHIFTED if options.shifted else 0)
     if options.layout == "scene":
-        print(f"Wrote {generate_scene(options.out, options.name, seed=options.seed, tile_px=options.tile_px)}.")
+        print(f"Wrote {generate_scene(options.out, options.name, seed=seed, tile_px=options.tile_px)}.")
         return
-    world = {key: getattr(options, key) for key in ("tiles", "tile_px", "seed", "workers")}
+    world = {"tiles": options.tiles, "tile_px": options.tile_px, "seed": seed, "workers": options.workers}
     if options.layout == "geobench":
         print(f"Wrote {generate_downstream(options.out, **world, progress=TimeLeft())}.")
     else:

@@ -19,6 +19,7 @@ class SynthesizeOptions:
         tiles: number of tiles; a scene is one.
         tile_px: edge of a tile, or of the scene, in pixels of 10 m.
         seed: decides the world.
+        shifted: places far from the equator, in autumn, with three times the noise.
         workers: processes; default: one per core.
     """
 
@@ -28,6 +29,7 @@ class SynthesizeOptions:
     tiles: int = 1000
     tile_px: int = 64
     seed: int = 0
+    shifted: bool = False
     workers: int | None = None
 
 

@@ -4,9 +4,10 @@ Fractal terrain; climate and water decide the land cover; materials, season, sun
 Its constants are set by what is plausible on Earth, not by what a model makes of them.
 """
 
+from multimae_eo.data.synthetic.climate import SHIFTED
 from multimae_eo.data.synthetic.downstream import generate_downstream
 from multimae_eo.data.synthetic.scene import generate_scene
 from multimae_eo.data.synthetic.world import make_tile
 from multimae_eo.data.synthetic.writing import generate
 
-__all__ = ["generate", "generate_downstream", "generate_scene", "make_tile"]
+__all__ = ["SHIFTED", "generate", "generate_downstream", "generate_scene", "make_tile"]

@@ -39,6 +39,12 @@ Block = tuple[int, int]
 _MIN_SUN = math.radians(12)  # Sentinel-2 does not image land with the sun near the horizon
 _L1C_SHARE = 0.4
 
+# Worlds are numbered from here whose places, seasons and noise are not those of the others: to see what still holds.
+SHIFTED = 2**40
+_SHIFTED_LATITUDE = 50  # no place nearer to the equator: taiga, tundra and ice for most of what others are made of
+_AUTUMN = (9, 10, 11)  # of the north: low sun, leaves falling, the first snow
+_SHIFTED_NOISE = 3.0  # times the deviation of Sentinel-2's noise
+
 
 @dataclass(frozen=True)
 class Place:
@@ -61,6 +67,7 @@ class Place:
     redness: float  # of soils, 0 to 1
     sun_altitude: float  # radians
     sun_azimuth: float  # radians clockwise from north
+    noise: float  # deviation of a sensor's noise, relative to the nominal one
 
     def celsius(self, height_m: np.ndarray, at: str = "mean") -> np.ndarray:
         """Temperature at heights: of the year ("mean"), of the warmest month ("warmest"), of the image ("now")."""
@@ -81,7 +88,10 @@ def regions(seed: int) -> np.ndarray:
     """
     rows, columns = np.nonzero(np.kron(_LAND, np.ones((2, 2), bool)))
     rng = stream(seed, 2**64 - 2)
-    area = np.cos(np.radians(77.5 - BLOCK_DEGREES * rows))
+    latitude = 77.5 - BLOCK_DEGREES * rows
+    area = np.cos(np.radians(latitude))
+    if seed >= SHIFTED:
+        area *= np.abs(latitude) > _SHIFTED_LATITUDE
     chosen = rng.choice(len(rows), NUM_REGIONS, replace=False, p=area / area.sum())
     inside = rng.integers(0, BLOCK_DEGREES, (NUM_REGIONS, 2))
     corner = np.stack([75 - BLOCK_DEGREES * rows[chosen], BLOCK_DEGREES * columns[chosen] - 180], axis=1)
@@ -136,10 +146,15 @@ def _zonal_moisture(lat: float) -> float:
     )
 
 
-def _date(rng: np.random.Generator, lat: float) -> date:
+def _date(rng: np.random.Generator, lat: float, shifted: bool) -> date:
+    """A day with enough light; in shifted worlds one of autumn."""
     start = date(2017, 1, 1)
     days = [start + timedelta(days=int(d)) for d in rng.integers(0, 1461, 24)]  # to the end of 2020
-    return next((d for d in days if sun(lat, d.timetuple().tm_yday)[0] > _MIN_SUN), date(days[0].year, 6, 21))
+    lit = [d for d in days if sun(lat, d.timetuple().tm_yday)[0] > _MIN_SUN]
+    if shifted:
+        months = _AUTUMN if lat >= 0 else [m - 6 for m in _AUTUMN]
+        return next((d for d in lit if d.month in months), date(days[0].year, months[0], 15))
+    return next(iter(lit), date(days[0].year, 6, 21))
 
 
 def draw_place(rng: np.random.Generator, seed: int, index: int) -> Place:
@@ -148,7 +163,7 @@ def draw_place(rng: np.random.Generator, seed: int, index: int) -> Place:
     lat, lon = (float(v) for v in regions(seed)[region] + rng.uniform(0.02, 0.98, 2))
     height, relief, wet, people, soil, warmth = (float(v) for v in global_fields(seed, lat, lon))
     land = _land_share(lat, lon)
-    day = _date(rng, lat)
+    day = _date(rng, lat, seed >= SHIFTED)
     altitude, azimuth = sun(lat, day.timetuple().tm_yday)
     # 27 C at the equator, 12 C at 45 and -11 C at 75 degrees; summers and winters grow with latitude and continent.
     mean = 27.0 - 43.0 * abs(math.sin(math.radians(lat))) ** 3 + 1.5 * warmth
@@ -179,4 +194,5 @@ def draw_place(rng: np.random.Generator, seed: int, index: int) -> Place:
         redness=min(max(0.35 + 0.25 * soil + 0.02 * (mean - 12), 0.0), 1.0),
         sun_altitude=altitude,
         sun_azimuth=azimuth,
+        noise=_SHIFTED_NOISE if seed >= SHIFTED else 1.0,
     )

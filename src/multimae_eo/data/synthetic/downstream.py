@@ -286,6 +286,7 @@ def training_order(counts: np.ndarray, rng: np.random.Generator) -> tuple[list[i
     for state in range(counts.shape[1]):
         if not labelled[first, state].any() and counts[:, state].any():
             first.append(int(counts[:, state].argmax()))
+    first = list(dict.fromkeys(first))  # one tile can be the richest in several rare states
     # Position of a tile within its class as a share of the class, those that come first anyway in front.
     queue = list(dict.fromkeys([*first, *shuffled.tolist()]))
     sizes, seen = np.bincount(classes, minlength=counts.shape[1]), np.zeros(counts.shape[1])

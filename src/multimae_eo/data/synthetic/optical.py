@@ -43,7 +43,7 @@ def render(rng: np.random.Generator, place: Place, terrain: Terrain, cover: Cove
     light = _optics(light)
     # Signal-to-noise of about 150 at a reflectance of 0.1, limited by photons, with a floor of read-out noise.
     deviation = np.sqrt(1e-7 + 4e-6 * np.maximum(light, 0))
-    light += deviation * rng.standard_normal(light.shape, np.float32)
+    light += place.noise * deviation * rng.standard_normal(light.shape, np.float32)
     counts = np.clip(np.rint(light * 10000), 1, 20000).astype(np.uint16)
     if place.product == "L2A":
         counts[_CIRRUS] = 0

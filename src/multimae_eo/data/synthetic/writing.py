@@ -31,6 +31,7 @@ def generate(
 ) -> Path:
     """Write a synthetic world in the MMEarth layout; returns the folder root/name.
 
+    seed: the world; from SHIFTED on all places are far from the equator, in autumn, and noisier.
     tiles: how many, at least 2. Tile i is the same whatever their number, and whatever the number of workers.
     val_fraction: share of the blocks of 5 degrees whose tiles are for validation. If no block of a small world would
         be, the last tile's is; if all would be, the first tile's is for training.
