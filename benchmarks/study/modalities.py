@@ -1,0 +1,49 @@
+"""Question 3: whether more modalities pay, at the same number of visible tokens and of steps.
+
+    python benchmarks/study/modalities.py [--seeds 0,1,2,3,4] [--work runs/study] [--jobs 2]
+
+Pre-trained on RGB alone, on the four spectral groups, on these and elevation, and on land cover too; 24 visible tokens
+each, about half of those that RGB alone has. Judged by frozen features: of RGB alone, which all models can be fed, and
+of all that a model and the labelled tiles share. Prints a table, draws docs/study_modalities.png and puts the table
+into docs/results.md.
+"""
+
+from show import Question
+from study import Arm
+
+VISIBLE = 24
+SPECTRAL, RELIEF, LAND_COVER = ("rgb", "red_edge", "swir", "nir"), "elevation:sample", "land_cover"
+
+
+def fed(name: str, *views: str) -> Arm:
+    """A model with these views as inputs and targets, and RGB per patch as a target, as the paper has it."""
+    return Arm(
+        name,
+        {"model.inputs": list(views), "model.targets": [*views, "rgb:patch"], "mask.num_visible": VISIBLE},
+    )
+
+
+def measures(inputs: str, word: str) -> dict[str, str]:
+    """Both protocols at all shares of the labels."""
+    return {
+        f"class {inputs} {protocol} {share}x": f"{word}, {name}, {percent} %"
+        for protocol, name in (("linear", "linear"), ("knn-20", "k-NN"))
+        for share, percent in (("0.01", 1), ("0.10", 10), ("1.00", 100))
+    }
+
+
+MODALITIES = Question(
+    name="modalities",
+    title="More modalities",
+    base=fed("RGB", "rgb"),
+    arms=(
+        fed("four spectral groups", *SPECTRAL),
+        fed("and elevation", *SPECTRAL, RELIEF),
+        fed("and land cover", *SPECTRAL, RELIEF, LAND_COVER),
+    ),
+    confirmed=("four spectral groups", "and elevation", "and land cover"),
+    measures=measures("rgb-only", "RGB") | measures("all", "all"),
+)
+
+if __name__ == "__main__":
+    MODALITIES.answer(__doc__)

@@ -1,0 +1,196 @@
+"""How the studies show what they found: tables in Markdown, and differences with their intervals as pictures."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+from study import RECORDS, Arm, Budget, arguments, key_of, trained
+
+from multimae_eo.visualize import save_figure
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SCREENED = 2  # seeds of every arm; those that are confirmed have all
+
+# What most models are judged by, and how that is called: frozen features of all that labelled tiles have. The first one
+# decides: the mean over both protocols and all shares of the labels; the others say where a difference comes from.
+ACCURACIES = {
+    " & ".join(f"class all {probe} {share}x" for probe in ("linear", "knn-20") for share in ("0.01", "0.10", "1.00")): (
+        "mean of six"
+    ),
+    "class all linear 0.01x": "linear, 1 %",
+    "class all linear 0.10x": "linear, 10 %",
+    "class all linear 1.00x": "linear, 100 %",
+    "class all knn-20 0.01x": "k-NN, 1 %",
+    "class all knn-20 0.10x": "k-NN, 10 %",
+    "class all knn-20 1.00x": "k-NN, 100 %",
+    "class rgb-only linear 1.00x": "RGB, linear, 100 %",
+    "shifted-class all linear 1.00x": "shifted, linear, 100 %",
+    "shifted-class all knn-20 1.00x": "shifted, k-NN, 100 %",
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its 95 % interval of Student's t; of two seeds or one, which only screen, the range."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """Of one number per seed."""
+        mean, count = statistics.mean(values), len(values)
+        if count <= SCREENED:
+            return cls(mean, min(values), max(values), count)
+        half = float(student.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
+        return cls(mean, mean - half, mean + half, count)
+
+    @property
+    def decided(self) -> bool:
+        """Whether there is an interval, and 0 lies outside."""
+        return self.count > SCREENED and (self.low > 0 or self.high < 0)
+
+    def words(self, digits: int, sign: str = "") -> str:
+        """The mean and the interval (of two seeds both); a difference whose interval leaves out 0 is bold."""
+        between = "to" if self.count > SCREENED else "and"
+        text = f"{self.mean:{sign}.{digits}f} ({self.low:{sign}.{digits}f} {between} {self.high:{sign}.{digits}f})"
+        return f"**{text}**" if sign and self.decided else text
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Records of one budget, by arm, seed and what was measured."""
+
+    records: Mapping[tuple[str, int], Mapping[str, Any]]
+    budget: Budget
+
+    def seeds(self, *arms: Arm) -> list[int]:
+        """Those that all of some arms have."""
+        of = [{s for k, s in self.records if k == key_of(arm, self.budget)} for arm in arms]
+        return sorted(set.intersection(*of))
+
+    def values(self, arm: Arm, what: str, seeds: Sequence[int]) -> list[float]:
+        """One figure per seed; of several, "a & b", the mean."""
+        measured = [self.records[key_of(arm, self.budget), seed]["measured"] for seed in seeds]
+        return [statistics.mean(found[name] for name in what.split(" & ")) for found in measured]
+
+    def of(self, arm: Arm, what: str, scale: float = 1.0) -> Interval:
+        """Over the seeds of the arm."""
+        return Interval.of([scale * value for value in self.values(arm, what, self.seeds(arm))])
+
+    def difference(self, arm: Arm, base: Arm, what: str, scale: float = 1.0) -> Interval:
+        """Arm minus base, over the seeds of both, paired."""
+        seeds = self.seeds(arm, base)
+        pairs = zip(self.values(arm, what, seeds), self.values(base, what, seeds), strict=True)
+        return Interval.of([scale * (own - other) for own, other in pairs])
+
+
+def forest(rows: Mapping[str, Mapping[str, Interval]], path: Path, *, title: str, unit: str, columns: int = 5) -> Path:
+    """Draw differences with their intervals: {what: {arm: difference}}, a panel per what, a line per arm.
+
+    Blue: 95 % intervals, filled where they leave out 0; grey: the range of two seeds, which only screened.
+    """
+    count = len(rows)
+    lines = -(-count // columns)
+    arms = list(next(iter(rows.values())))
+    size = (2.4 * min(columns, count) + 1.6, lines * (0.28 * len(arms) + 0.9) + 0.7)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(lines, min(columns, count), squeeze=False, sharex=True, sharey=True)
+    for axis, (what, found) in zip(axes.flat, rows.items(), strict=False):
+        axis.axvline(0, color="0.6", linewidth=1)
+        for height, interval in enumerate(found.values()):
+            sure = interval.count > SCREENED
+            color, face = "#0072b2" if sure else "0.55", "#0072b2" if interval.decided else "white"
+            axis.plot([interval.low, interval.high], [height, height], color=color, linewidth=1.5 if sure else 0.8)
+            axis.plot(interval.mean, height, "o" if sure else "|", color=color, markerfacecolor=face, markersize=5)
+        axis.set_title(what, fontsize=8)
+        axis.set_yticks(range(len(arms)), arms, fontsize=8)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_ylim(len(arms) - 0.5, -0.5)
+        axis.grid(axis="x", color="0.92")
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    for axis in list(axes.flat)[count:]:
+        axis.set_axis_off()
+    figure.supxlabel(unit, fontsize=8)
+    return save_figure(figure, path)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Put what a study found between its markers in a page, `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(start)
+    page.write_text(f"{before}{start}\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Arms that are compared with a base: all on two seeds, those that are confirmed on all of them.
+
+    measures: {what was measured, or several joined by " & " whose mean counts: what that is called}.
+    """
+
+    name: str
+    title: str
+    base: Arm
+    arms: Sequence[Arm]
+    confirmed: Sequence[str]
+    measures: Mapping[str, str]
+    scale: float = 100.0
+    unit: str = "accuracy, %"
+    digits: int = 1
+
+    def show(self, figures: Figures, picture: Path) -> str:
+        """A table of the arms and one of their differences from the base, and the picture of these."""
+        names = ["seeds", *self.measures.values()]
+        values, differences = {self.unit: names}, {f"minus {self.base.name}": names}
+        for arm in (self.base, *self.arms):
+            own = [figures.of(arm, what, self.scale).words(self.digits) for what in self.measures]
+            values[arm.name] = [str(len(figures.seeds(arm))), *own]
+        found = {
+            arm.name: [figures.difference(arm, self.base, what, self.scale) for what in self.measures]
+            for arm in self.arms
+        }
+        for name, intervals in found.items():
+            cells = [interval.words(self.digits, "+") for interval in intervals]
+            differences[name] = [str(intervals[0].count), *cells]
+        panels = {
+            word: {name: intervals[i] for name, intervals in found.items()}
+            for i, word in enumerate(self.measures.values())
+        }
+        title = f"{self.title}: difference from {self.base.name}\n{figures.budget.words()}"
+        forest(panels, picture, title=title, unit=f"difference of {self.unit}")
+        return f"{table(values)}\n\n{table(differences)}"
+
+    def answer(self, description: str | None) -> None:
+        """The command line: train what is missing, print the table, draw the picture; put both into the docs.
+
+        With records of its own, a trial writes the picture into its working folder instead.
+        """
+        place, budget, seeds = arguments(description)
+        known = trained((self.base, *self.arms), seeds[:SCREENED], place, budget)
+        sure = [arm for arm in self.arms if arm.name in self.confirmed]
+        if sure:
+            known = trained((self.base, *sure), seeds, place, budget)
+        official = place.records == RECORDS
+        text = self.show(Figures(known, budget), (DOCS if official else place.work) / f"study_{self.name}.png")
+        print(text)
+        if official:
+            put(DOCS / "results.md", self.name, text)
+
+
+def table(columns: Mapping[str, Sequence[str]]) -> str:
+    """Columns under their names in Markdown, turned to rows where these are fewer."""
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    if len(columns) > len(rows):
+        rows = list(zip(*rows, strict=True))
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
