@@ -6,7 +6,7 @@ TORCH ?= torch
 LOCK ?=
 BIN = $(VENV)/bin
 
-.PHONY: install demo test slow lint lock audit docs build core integrations lowest bench faults clean
+.PHONY: install demo test slow lint lock audit docs build core integrations lowest bench faults study clean
 
 install: $(VENV)/.installed
 
@@ -125,6 +125,11 @@ faults: install
 	$(BIN)/python benchmarks/faults/soak.py --json runs/faults/soak.json
 	$(BIN)/python benchmarks/faults/fuzz.py --json runs/faults/fuzz.json
 	$(BIN)/python benchmarks/faults/tables.py runs/faults docs/reliability.md
+
+# The questions of docs/results.md: what is on record is printed, what is not is trained, seven minutes of a core a model.
+STUDIES ?= roles
+study: install
+	for name in $(STUDIES); do $(BIN)/python benchmarks/study/$$name.py || exit; done
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit $(VENV)-bench $(VENV)-core $(VENV)-lowest $(VENV)-terratorch $(VENV)-torchgeo site dist

@@ -15,22 +15,26 @@ pytest.importorskip("sklearn")
 STUDY = Path(__file__).resolve().parent.parent / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
+import frozen  # noqa: E402
+import transfer  # noqa: E402
 from faults import QUESTION as FAULTS  # noqa: E402
 from faults import Bilinear, Resize, Unmasked, put_back  # noqa: E402
 from modalities import MODALITIES  # noqa: E402
 from recipe import RECIPE  # noqa: E402
 from roles import ROLES  # noqa: E402
 from show import DOCS, Figures, Interval, Question, put  # noqa: E402
-from study import PAPER, RECORDS, Arm, Budget, Place, key_of, measure, options_of, read, trained  # noqa: E402
+from study import PAPER, STACKED, Arm, Budget, Place, key_of, measured, options_of, read  # noqa: E402
+from transfer import TRANSFER, settings_of  # noqa: E402
 
 from multimae_eo.config import sized  # noqa: E402
+from multimae_eo.modalities import MODALITIES  # noqa: E402
 from multimae_eo.options import demo_options  # noqa: E402
 from multimae_eo.raster import Raster  # noqa: E402
 from multimae_eo.tasks.examples import Prepare  # noqa: E402
 from multimae_eo.tasks.pretrain import PretrainTask  # noqa: E402
 
-QUESTIONS = (ROLES, MODALITIES, FAULTS, RECIPE)
-TINY = Budget(tiles=100, steps=2, batch=8, labelled=200, shifted=200)
+QUESTIONS = (ROLES, TRANSFER, MODALITIES, FAULTS, RECIPE)
+TINY = Budget(tiles=100, steps=2, batch=8, labelled=200, shifted=200, mapped=60)
 
 
 def answered() -> list[Question]:
@@ -41,20 +45,22 @@ def answered() -> list[Question]:
 
 @pytest.mark.parametrize("question", answered(), ids=lambda q: q.name)
 def test_the_table_in_the_docs_is_that_of_the_records(question, tmp_path):
-    text = question.show(Figures(read(RECORDS), Budget()), tmp_path / "picture.png")
+    text = question.show(Figures(read(Place(Path("work")).file(question.battery)), Budget()), tmp_path / "picture.png")
     assert f"<!-- {question.name} -->\n\n{text}\n\n<!-- end of {question.name} -->" in (DOCS / "results.md").read_text()
     assert (DOCS / f"study_{question.name}.png").is_file()
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: q.name)
-def test_arms_are_options_and_all_differ(question):
+def test_arms_are_options_and_all_differ(question, monkeypatch):
+    monkeypatch.setitem(MODALITIES, STACKED.name, STACKED)  # so that it is gone afterwards
     place = Place(Path("work"))
     keys = set()
     for arm in (question.base, *question.arms):
         keys.add(key_of(arm, Budget()))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("study.world", lambda *_: Path("data"))
-            options_of(arm, place, Budget(), 0).model.config()
+            changes = {name: value for name, value in arm.changes.items() if name != "init"}
+            options_of(Arm("", changes), place, Budget(), 0).model.config()
     assert len(keys) == 1 + len(question.arms)
     assert set(question.confirmed) <= {arm.name for arm in question.arms}
 
@@ -81,11 +87,21 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     figures = Figures(records, TINY)
     assert figures.difference(other, PAPER, "x") == Interval(1.0, 1.0, 1.0, 2)
     assert figures.of(PAPER, "x").count == 3
+    assert figures.of(PAPER, "x & x").mean == 5
+    records[key_of(other, TINY), 0] = records[key_of(other, TINY), 1] = {"measured": {}}
+    assert figures.difference(other, PAPER, "x").words(1, "+") == "-"
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter\n")
     for text in ("first", "new"):
         put(page, "a", text)
     assert page.read_text() == "before\n<!-- a -->\n\nnew\n\n<!-- end of a -->\nafter\n"
+
+
+def test_what_a_rival_is_fed():
+    assert settings_of(["rgb"]) == ["rgb-only"]
+    assert settings_of(["stacked"]) == ["all"]
+    assert settings_of(["rgb", "nir"]) == ["rgb-only", "all"]
+    assert STACKED.channels == len(set(STACKED.bands)) == 10
 
 
 def classes(codes: torch.Tensor) -> dict[str, Raster]:
@@ -130,18 +146,46 @@ def test_one_statistics_for_all_products():
 
 
 @pytest.mark.slow
-def test_a_study_at_a_small_size(tmp_path):
-    place = Place(tmp_path, tmp_path / "records.jsonl", jobs=1)
-    arms = (PAPER, FAULTS.arms[-1])
-    records = trained(arms, [0], place, TINY)
-    assert len(records) == 2
-    found = records[key_of(PAPER, TINY), 0]["measured"]
+def test_what_is_on_record_is_not_done_again(tmp_path, monkeypatch):
+    """In a process of its own, with a battery that takes no time."""
+    (tmp_path / "stub.py").write_text(
+        "KINDS = ()\n\ndef measure(arm, place, budget, seed):\n    return {'x': len(arm.name) + seed}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("study.shifted_tiles", lambda *_: None)
+    place, other = Place(tmp_path / "work", tmp_path / "records", jobs=1), Arm("other", {"seed": 1})
+    file = place.file("stub")
+    for arms, count in (((PAPER,), 2), ((PAPER, other), 4), ((PAPER, other), 4)):
+        records = measured(arms, [0, 1], place, TINY, "stub")
+        assert len(records) == len(file.read_text().splitlines()) == count
+    assert Figures(records, TINY).values(PAPER, "x", [0, 1]) == [5.0, 6.0]
+    assert json.loads(file.read_text().splitlines()[-1])["changes"] == {"seed": 1}
+
+
+@pytest.mark.slow
+def test_a_study_at_a_small_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("frozen.PARTITIONS", ("0.10x",))
+    place, faulty = Place(tmp_path, tmp_path / "records"), FAULTS.arms[-1]
+    found, other = (frozen.measure(arm, place, TINY, 0) for arm in (PAPER, faulty))
     assert 0 < found["class all linear 0.10x"] <= 1
     assert found["shifted land_cover"] > 0
-    assert found != records[key_of(arms[1], TINY), 0]["measured"]
-    before = place.records.read_bytes()
-    assert trained(arms, [0], place, TINY) == records  # nothing is done again
-    assert place.records.read_bytes() == before
-    again = measure(PAPER, place, TINY, 0)  # nor is the training, where the model is there
-    assert {name: float(f"{value:.5g}") for name, value in again.items()} == found
-    assert json.loads(before.splitlines()[0])["budget"]["tiles"] == 100
+    assert found != other
+    assert frozen.measure(PAPER, place, TINY, 0) == found  # the model is there, and its features
+
+
+@pytest.mark.slow
+def test_rivals_at_a_small_size(tmp_path, monkeypatch):
+    """What each can be measured by: baselines have no tokens, one modality alone is no choice of inputs."""
+    monkeypatch.setitem(MODALITIES, STACKED.name, STACKED)
+    monkeypatch.setattr("transfer.STEPS", 2)
+    monkeypatch.setattr("multimae_eo.tasks.probe.DENSE_STEPS", 2)
+    for battery in ("frozen", "transfer"):
+        monkeypatch.setattr(f"{battery}.PARTITIONS", ("0.10x",))
+    place = Place(tmp_path, tmp_path / "records")
+    found = {arm.name: transfer.measure(arm, place, TINY, 0) for arm in (PAPER, *TRANSFER.arms)}
+    assert found["paper"].keys() >= {name for name in TRANSFER.measures if "0.01x" not in name and "1.00x" not in name}
+    assert found["random weights"].keys() == found["paper"].keys()
+    assert not any("finetune" in name or "map" in name for name in found["band statistics"])
+    assert {name.split()[1] for name in found["MAE of RGB"]} == {"rgb-only"}
+    assert {name.split()[1] for name in found["MAE of stacked bands"]} == {"all"}
+    assert all(0 <= value <= 1 for row in found.values() for value in row.values())

@@ -5,8 +5,8 @@
 Land cover: input and target as in the paper, target only, absent. Elevation: relief (standardised per sample) as in the
 paper, absolute (by the statistics), or absolute in and both out. Judged by frozen features of Sentinel-2 and elevation
 on labelled worlds, and on shifted ones; labelled tiles have no land cover. Prints a table, draws docs/study_roles.png
-and puts the table into docs/results.md. A model takes some seven minutes of one core; those that records/models.jsonl
-has are not trained again.
+and puts the table into docs/results.md. A model takes some seven minutes of one core; those that are on record are not
+trained again.
 """
 
 from show import ACCURACIES, Question
@@ -37,11 +37,16 @@ ROLES = Question(
     base=PAPER,
     arms=(
         Arm("land cover: target only", {"model.inputs": swap(PAPER_INPUTS, LAND_COVER)}),
+        # 49 of five modalities are more of each than 49 of six; this hides as large a share as the paper.
+        Arm(
+            "land cover: target only, 41 visible",
+            {"model.inputs": swap(PAPER_INPUTS, LAND_COVER), "mask.num_visible": 41},
+        ),
         Arm("land cover: absent", views(LAND_COVER, (), ())),
         Arm("elevation: absolute", views(RELIEF, (HEIGHT,), (HEIGHT,))),
         Arm("elevation: absolute in, both out", views(RELIEF, (HEIGHT,), (HEIGHT, RELIEF))),
     ),
-    confirmed=(),
+    confirmed=("land cover: target only",),
     measures=ACCURACIES,
 )
 

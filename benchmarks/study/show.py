@@ -1,5 +1,6 @@
 """How the studies show what they found: tables in Markdown, and differences with their intervals as pictures."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
-from study import RECORDS, Arm, Budget, arguments, key_of, trained
+from study import RECORDS, Arm, Budget, arguments, key_of, measured
 
 from multimae_eo.visualize import save_figure
 
@@ -44,7 +45,9 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Interval":
-        """Of one number per seed."""
+        """Of one number per seed; of none, an interval that says so."""
+        if not values:
+            return cls(math.nan, math.nan, math.nan, 0)
         mean, count = statistics.mean(values), len(values)
         if count <= SCREENED:
             return cls(mean, min(values), max(values), count)
@@ -58,6 +61,8 @@ class Interval:
 
     def words(self, digits: int, sign: str = "") -> str:
         """The mean and the interval (of two seeds both); a difference whose interval leaves out 0 is bold."""
+        if not self.count:
+            return "-"
         between = "to" if self.count > SCREENED else "and"
         text = f"{self.mean:{sign}.{digits}f} ({self.low:{sign}.{digits}f} {between} {self.high:{sign}.{digits}f})"
         return f"**{text}**" if sign and self.decided else text
@@ -76,9 +81,10 @@ class Figures:
         return sorted(set.intersection(*of))
 
     def values(self, arm: Arm, what: str, seeds: Sequence[int]) -> list[float]:
-        """One figure per seed; of several, "a & b", the mean."""
-        measured = [self.records[key_of(arm, self.budget), seed]["measured"] for seed in seeds]
-        return [statistics.mean(found[name] for name in what.split(" & ")) for found in measured]
+        """One figure per seed; of several, "a & b", the mean. None where the arm cannot be measured so."""
+        found = [self.records[key_of(arm, self.budget), seed]["measured"] for seed in seeds]
+        names = what.split(" & ")
+        return [statistics.mean(row[name] for name in names) for row in found if row.keys() >= set(names)]
 
     def of(self, arm: Arm, what: str, scale: float = 1.0) -> Interval:
         """Over the seeds of the arm."""
@@ -87,8 +93,8 @@ class Figures:
     def difference(self, arm: Arm, base: Arm, what: str, scale: float = 1.0) -> Interval:
         """Arm minus base, over the seeds of both, paired."""
         seeds = self.seeds(arm, base)
-        pairs = zip(self.values(arm, what, seeds), self.values(base, what, seeds), strict=True)
-        return Interval.of([scale * (own - other) for own, other in pairs])
+        own, others = self.values(arm, what, seeds), self.values(base, what, seeds)
+        return Interval.of([scale * (value - other) for value, other in zip(own, others, strict=bool(own))])
 
 
 def forest(rows: Mapping[str, Mapping[str, Interval]], path: Path, *, title: str, unit: str, columns: int = 5) -> Path:
@@ -135,7 +141,8 @@ def put(page: Path, name: str, text: str) -> None:
 class Question:
     """Arms that are compared with a base: all on two seeds, those that are confirmed on all of them.
 
-    measures: {what was measured, or several joined by " & " whose mean counts: what that is called}.
+    battery: the module that measures. measures: {what was measured, or several joined by " & " whose mean counts: what
+    that is called}.
     """
 
     name: str
@@ -144,6 +151,7 @@ class Question:
     arms: Sequence[Arm]
     confirmed: Sequence[str]
     measures: Mapping[str, str]
+    battery: str = "frozen"
     scale: float = 100.0
     unit: str = "accuracy, %"
     digits: int = 1
@@ -161,13 +169,13 @@ class Question:
         }
         for name, intervals in found.items():
             cells = [interval.words(self.digits, "+") for interval in intervals]
-            differences[name] = [str(intervals[0].count), *cells]
+            differences[name] = [str(max(i.count for i in intervals)), *cells]
         panels = {
             word: {name: intervals[i] for name, intervals in found.items()}
             for i, word in enumerate(self.measures.values())
         }
         title = f"{self.title}: difference from {self.base.name}\n{figures.budget.words()}"
-        forest(panels, picture, title=title, unit=f"difference of {self.unit}")
+        forest(panels, picture, title=title, unit=f"difference, in points ({self.unit})")
         return f"{table(values)}\n\n{table(differences)}"
 
     def answer(self, description: str | None) -> None:
@@ -176,10 +184,10 @@ class Question:
         With records of its own, a trial writes the picture into its working folder instead.
         """
         place, budget, seeds = arguments(description)
-        known = trained((self.base, *self.arms), seeds[:SCREENED], place, budget)
+        known = measured((self.base, *self.arms), seeds[:SCREENED], place, budget, self.battery)
         sure = [arm for arm in self.arms if arm.name in self.confirmed]
         if sure:
-            known = trained((self.base, *sure), seeds, place, budget)
+            known = measured((self.base, *sure), seeds, place, budget, self.battery)
         official = place.records == RECORDS
         text = self.show(Figures(known, budget), (DOCS if official else place.work) / f"study_{self.name}.png")
         print(text)

@@ -2,20 +2,22 @@
 
 A model is an `Arm`, what differs from the paper's recipe, trained with a seed. Seed s means world s, labelled worlds s,
 initialisation, order and masks s, so that two arms differ in nothing else, and their difference is taken per seed.
-What was measured goes into records/models.jsonl, a line per arm and seed, and nothing that stands there is done again:
-studies share their models, and their tables can be printed without training.
+What is measured of a model is a battery, a module with a function `measure`. Its figures go into records/BATTERY.jsonl,
+a line per arm and seed, and nothing that stands there is done again: studies share their models, and their tables can
+be printed without training.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,27 +25,34 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from multimae_eo import checkpoint
 from multimae_eo.data.geobench import GeoBench
 from multimae_eo.data.labelled import SPLITS, Label, Sample
 from multimae_eo.data.packing import pack
 from multimae_eo.data.synthetic import SHIFTED, generate, generate_downstream
 from multimae_eo.data.tiles import INDEX
-from multimae_eo.finetune_options import LabelledOptions, MachineOptions
-from multimae_eo.losses import ViewLosses, reconstruction_losses
-from multimae_eo.modalities import INPUT_SETTINGS, PAPER_INPUTS, get_modality, parse_view
+from multimae_eo.errors import ConfigError
+from multimae_eo.finetune_options import MachineOptions
+from multimae_eo.modalities import MODALITIES, PAPER_INPUTS, Continuous, Statistics, get_modality, parse_view
 from multimae_eo.options import PretrainOptions, demo_options
-from multimae_eo.tasks.features import extractor, frozen_features
-from multimae_eo.tasks.kinds import task_for
-from multimae_eo.tasks.labels import summarise
-from multimae_eo.tasks.probe import probe_task, run_probes
 from multimae_eo.tasks.run import build, run
-from multimae_eo.tasks.samples import set_up
-from multimae_eo.whole import written
+from multimae_eo.whole import claimed, written
 
-RECORDS = Path(__file__).parent / "records" / "models.jsonl"
-DATASET = "synthetic-class"
+RECORDS = Path(__file__).parent / "records"
+SETS = {"class": "synthetic-class", "map": "synthetic-map"}
 PARTITIONS = ("0.01x", "0.10x", "1.00x")
+# All bands of the spectral groups as channels of one modality, as MAEs of satellite images without groups have them.
+_GROUPS = [get_modality(parse_view(view).modality) for view in PAPER_INPUTS[:4]]
+STACKED = Continuous(
+    "stacked",
+    tuple(band for group in _GROUPS for band in group.bands),
+    _GROUPS[0].unit,
+    {
+        product: Statistics(
+            *(tuple(v for g in _GROUPS for v in getattr(g.statistics[product], part)) for part in ("mean", "std"))
+        )
+        for product in _GROUPS[0].products
+    },
+)
 # The learning rate per 256 tiles of each size; the demo's was chosen for it (LOG.md), the others scale with the width.
 RATES = {"demo": 1.6e-2, "tiny": 8e-3, "small": 4e-3, "base": 2e-3}
 
@@ -58,6 +67,7 @@ class Budget:
     batch: int = 32
     labelled: int = 3_000
     shifted: int = 1_500
+    mapped: int = 1_000
 
     def words(self) -> str:
         """In a caption."""
@@ -80,43 +90,57 @@ PAPER = Arm("paper")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study works: folder, records, processes, device."""
+    """Where a study works: its folder, that of the records, processes, device."""
 
     work: Path
     records: Path = RECORDS
     jobs: int = 2
     accelerator: str = "cpu"
 
+    def file(self, battery: str) -> Path:
+        """The records of a battery."""
+        return self.records / f"{battery}.jsonl"
 
-def world(place: Place, budget: Budget, seed: int, *, workers: int = 1) -> Path:
+    @property
+    def machine(self) -> MachineOptions:
+        """For probes and fine-tuning."""
+        return MachineOptions(accelerator=self.accelerator, threads=1, progress=False)
+
+
+def world(place: Place, budget: Budget, seed: int) -> Path:
     """The tiles that the models of a seed learn from, packed."""
     folder = place.work / f"world{seed}-{budget.tiles}"
     packed = folder / "packed" / "synthetic"
     if not (packed / f"synthetic{INDEX}").exists():
         plain = folder / "synthetic"
         if not plain.exists():
-            generate(folder, tiles=budget.tiles, seed=seed, workers=workers)
+            generate(folder, tiles=budget.tiles, seed=seed, workers=1)
         pack(plain, folder / "packed", [get_modality(parse_view(v).modality) for v in PAPER_INPUTS])
     return packed
 
 
 class Kept:
-    """A labelled world (a `Labelled`), read once: one file per sample takes longer to open than to look at."""
+    """A labelled world (a `Labelled`), read once: one file per sample takes longer to open than to look at.
 
-    def __init__(self, root: Path, partition: str):
-        self.source = source = GeoBench(root, DATASET, partition=partition)
-        self.about, self.ids, folder = source.about, source.ids, root / "kept"
-        names = [name for split in SPLITS for name in GeoBench(root, DATASET).ids[split]]
-        self.row = {name: i for i, name in enumerate(names)}
+    partition: of the training labels; valid: how many tiles to validate on, all by default.
+    """
+
+    def __init__(self, root: Path, name: str, partition: str, valid: int | None):
+        self.source = source = GeoBench(root, name, partition=partition)
+        self.about, folder = source.about, root / f"kept-{name}"
+        self.ids = {**source.ids, "valid": source.ids["valid"][:valid]}
+        names = [sample_id for split in SPLITS for sample_id in GeoBench(root, name).ids[split]]
+        self.row = {sample_id: i for i, sample_id in enumerate(names)}
         if not (folder / "labels.npy").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            samples = [source.read(name) for name in names]
+            samples = [source.read(sample_id) for sample_id in names]
             np.save(folder / "values.npy", np.stack([s.values for s in samples]))
             np.save(folder / "valid.npy", np.stack([s.valid for s in samples]))
             with written(folder / "labels.npy") as partial, open(partial, "wb") as file:
                 np.save(file, np.stack([s.label.values for s in samples]))
-        self.values, self.valid = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("values", "valid"))
-        self.labels = np.load(folder / "labels.npy")
+        self.values, self.valid, self.labels = (
+            np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("values", "valid", "labels")
+        )
 
     def read(self, sample_id: str) -> Sample:
         """As `Labelled.read`."""
@@ -124,8 +148,8 @@ class Kept:
         return Sample(np.array(self.values[row]), np.array(self.valid[row]), self.label(sample_id))
 
     def label(self, sample_id: str) -> Label:
-        """As `Labelled.label`."""
-        values = self.labels[self.row[sample_id]]
+        """As `Labelled.label`; in synthetic worlds all labels are known."""
+        values = np.array(self.labels[self.row[sample_id]])
         return Label(values, np.ones(values.shape, bool))
 
     def statistics(self) -> Mapping[str, tuple[float, float]]:
@@ -137,13 +161,23 @@ class Kept:
         return self.source.fingerprint()
 
 
-def labelled(place: Place, budget: Budget, seed: int, *, shifted: bool, partition: str = "1.00x") -> Kept:
-    """The labelled world of a seed, or the shifted one."""
-    tiles = budget.shifted if shifted else budget.labelled
-    folder = place.work / f"labelled{'-shifted' if shifted else ''}{seed}-{tiles}"
-    if not (folder / "classification_v1.0" / DATASET).exists():
-        generate_downstream(folder, tiles=tiles, seed=seed + SHIFTED * shifted, workers=1, sets=(DATASET,))
-    return Kept(folder, partition)
+def labelled(
+    place: Place,
+    budget: Budget,
+    seed: int,
+    kind: str = "class",
+    *,
+    partition: str = "1.00x",
+    valid: int | None = None,
+) -> Kept:
+    """A labelled world of a seed: "class", "map", where every pixel has a label, or "shifted-class"."""
+    shifted = kind.startswith("shifted-")
+    name = SETS[kind.removeprefix("shifted-")]
+    tiles = {"class": budget.labelled, "map": budget.mapped, "shifted-class": budget.shifted}[kind]
+    folder = place.work / f"{kind}{seed}-{tiles}"
+    if not folder.exists():
+        generate_downstream(folder, tiles=tiles, seed=seed + SHIFTED * shifted, workers=1, sets=(name,))
+    return Kept(folder, name, partition, valid)
 
 
 def shifted_tiles(place: Place, budget: Budget) -> Path:
@@ -152,6 +186,14 @@ def shifted_tiles(place: Place, budget: Budget) -> Path:
     if not (folder / "synthetic").exists():
         generate(folder, tiles=min(1000, budget.tiles), seed=SHIFTED + 10**6, val_fraction=0.5, workers=1)
     return folder / "synthetic"
+
+
+def worlds(place: Place, budget: Budget, seed: int, battery: str) -> None:
+    """Make what the models of a seed share, before several processes want it."""
+    torch.set_num_threads(1)
+    world(place, budget, seed)
+    for kind in importlib.import_module(battery).KINDS:
+        labelled(place, budget, seed, kind)
 
 
 def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOptions:
@@ -165,6 +207,10 @@ def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOpt
     machine = options.trainer
     machine.accelerator, machine.progress, machine.panels, machine.loggers = place.accelerator, False, 0, []
     machine.val_every = machine.save_every = budget.steps
+    if STACKED.name in arm.changes.get("model.inputs", ()):
+        # The package does not know such a modality, nor does the packed copy have it.
+        cast(dict[str, Any], MODALITIES)[STACKED.name] = STACKED
+        options.data.root = world(place, budget, seed).parent.parent / "synthetic"
     for name, value in arm.changes.items():
         if name == "faults":
             continue
@@ -184,81 +230,46 @@ def key_of(arm: Arm, budget: Budget) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, float]:
-    """Pre-train, unless that was done, and measure: {what: figure}.
-
-    "val VIEW", "shifted VIEW": reconstruction losses on held-out tiles of the world, and of a shifted one.
-    "class INPUTS PROTOCOL PARTITION": accuracy on the labelled world, "shifted-class ..." on the shifted one.
-    """
-    options = options_of(arm, place, budget, seed)
-    directory = options.out / "checkpoint"
-    if not directory.exists():
-        task, data = build(options)
-        if "faults" in arm.changes:
-            from faults import put_back  # which imports this module
-
-            task = put_back(task, arm.changes["faults"])
-        run(options, task, data)
-    found = {f"val {view}": loss for view, loss in losses(directory, options).items()}
-    elsewhere = dataclasses.replace(options, data=dataclasses.replace(options.data, root=shifted_tiles(place, budget)))
-    found |= {f"shifted {view}": loss for view, loss in losses(directory, elsewhere).items()}
-    machine = MachineOptions(accelerator=place.accelerator, threads=1, progress=False)
-    for shifted in (False, True):
-        for setting in ("all",) if shifted else ("all", "rgb-only"):
-            for name, accuracy in probes(directory, place, budget, seed, setting, shifted, machine).items():
-                found[f"{'shifted-' if shifted else ''}class {setting} {name}"] = accuracy
-    return found
-
-
-@torch.no_grad()
-def losses(directory: Path, options: PretrainOptions) -> dict[str, float]:
-    """Reconstruction losses per view over the validation tiles of some options."""
-    task, data = build(options)
-    task.model = checkpoint.load_model(directory)
-    sums = []
-    for examples in data.validation_batches():
-        batch, mask = task.prepare(examples)
-        sums.append(reconstruction_losses(task.model, task.model(batch, mask), batch, mask))
-    total, samples = (torch.stack(part).sum(dim=0) for part in zip(*sums, strict=True))
-    views = [view for view, _ in task.model.views()]
-    return dict(zip(views, ViewLosses(total, samples).mean().tolist(), strict=True))
-
-
-def probes(
-    directory: Path, place: Place, budget: Budget, seed: int, setting: str, shifted: bool, machine: MachineOptions
-) -> dict[str, float]:
-    """Accuracies of k-NN and of the linear probe at shares of the labels, on frozen features."""
-    config = checkpoint.load_config(directory)
-    inputs = [] if setting == "all" else list(INPUT_SETTINGS[setting].modalities)
-    whole = labelled(place, budget, seed, shifted=shifted)
-    setup = set_up(whole, config, LabelledOptions(inputs=inputs))
-    made = extractor(setup, directory, "pretrained", seed=seed)
-    features = frozen_features(setup, made, machine, folder=directory.parent / "features", workers=0)
-    row, found = {name: i for i, name in enumerate(whole.ids["train"])}, {}
-    for partition in PARTITIONS:
-        part = labelled(place, budget, seed, shifted=shifted, partition=partition)
-        rows = np.array([row[name] for name in part.ids["train"]])
-        task = probe_task(part.about, summarise(part), setup.inputs)
-        some = {**features, "train": features["train"].rows(rows)}
-        for probe in run_probes(task, config, some, ("knn", "linear"), seed=seed):
-            found[f"{probe.protocol} {partition}"] = float(task_for(task).score(probe.evidence)["accuracy"])
-    return found
-
-
 def read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """The records, by model and seed."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {(key_of(Arm("", row["changes"]), Budget(**row["budget"])), row["seed"]): row for row in rows}
 
 
-def job(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, Any]:
+def model(arm: Arm, place: Place, budget: Budget, seed: int) -> tuple[Path, PretrainOptions]:
+    """The checkpoint of an arm, trained where it is not there yet, and how it was trained."""
+    options = options_of(arm, place, budget, seed)
+    directory = options.out / "checkpoint"
+    with alone(options.out):
+        if not directory.exists():
+            task, data = build(options)
+            if "faults" in arm.changes:
+                task = importlib.import_module("faults").put_back(task, arm.changes["faults"])
+            run(options, task, data)
+    return directory, options
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process works in a folder."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(claimed(folder))
+                break
+            except ConfigError:
+                time.sleep(2)
+        yield
+
+
+def job(arm: Arm, place: Place, budget: Budget, seed: int, battery: str) -> dict[str, Any]:
     """One line of the records; what the run says goes into its log."""
     torch.set_num_threads(1)
     began = time.perf_counter()
     log = place.work / "logs" / f"{key_of(arm, budget)}-{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file, redirect_stdout(file):
-        found = measure(arm, place, budget, seed)
+        found = importlib.import_module(battery).measure(arm, place, budget, seed)
     return {
         "seed": seed,
         "budget": dataclasses.asdict(budget),
@@ -270,33 +281,35 @@ def job(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, Any]:
     }
 
 
-def trained(arms: Iterable[Arm], seeds: Sequence[int], place: Place, budget: Budget) -> dict[tuple[str, int], Any]:
+def measured(
+    arms: Iterable[Arm], seeds: Sequence[int], place: Place, budget: Budget, battery: str
+) -> dict[tuple[str, int], Any]:
     """The records of all arms and seeds; those that are missing are made, seed by seed, `jobs` at a time."""
-    known, arms = read(place.records), list(arms)
+    records, arms = place.file(battery), list(arms)
+    known = read(records)
     missing = [(arm, seed) for seed in seeds for arm in arms if (key_of(arm, budget), seed) not in known]
     if not missing:
         return known
     place.work.mkdir(parents=True, exist_ok=True)
-    place.records.parent.mkdir(parents=True, exist_ok=True)
-    for seed in dict.fromkeys(seed for _, seed in missing):  # before the processes, who would all make them
-        print(f"worlds of seed {seed} ...", flush=True)
-        world(place, budget, seed, workers=place.jobs)
-        for shifted in (False, True):
-            labelled(place, budget, seed, shifted=shifted)
+    place.records.mkdir(parents=True, exist_ok=True)
     shifted_tiles(place, budget)
     context = multiprocessing.get_context("spawn")
-    began = time.perf_counter()
     with ProcessPoolExecutor(place.jobs, mp_context=context) as pool, ExitStack() as stack:
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an error ends what is running, and no more
-        waiting = {pool.submit(job, arm, place, budget, seed): (arm, seed) for arm, seed in missing}
+        wanted = list(dict.fromkeys(seed for _, seed in missing))
+        print(f"worlds of seeds {', '.join(map(str, wanted))} ...", flush=True)
+        for future in [pool.submit(worlds, place, budget, seed, battery) for seed in wanted]:
+            future.result()
+        began = time.perf_counter()
+        waiting = {pool.submit(job, arm, place, budget, seed, battery): (arm, seed) for arm, seed in missing}
         for done, future in enumerate(as_completed(waiting), start=1):
             arm, seed = waiting[future]
-            with open(place.records, "a") as file:
+            with open(records, "a") as file:
                 file.write(json.dumps(future.result()) + "\n")
             minutes = (time.perf_counter() - began) / 60
             left = minutes / done * (len(missing) - done)
             print(f"{done}/{len(missing)} {arm.name}, seed {seed}: {minutes:.0f} min, {left:.0f} min left", flush=True)
-    return read(place.records)
+    return read(records)
 
 
 def arguments(description: str | None) -> tuple[Place, Budget, list[int]]:

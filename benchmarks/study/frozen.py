@@ -1,0 +1,75 @@
+"""The battery of frozen features: reconstruction losses, k-NN and linear probes, at home and in shifted worlds."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from study import PARTITIONS, Arm, Budget, Place, labelled, model, shifted_tiles
+
+from multimae_eo import checkpoint
+from multimae_eo.finetune_options import LabelledOptions
+from multimae_eo.losses import ViewLosses, reconstruction_losses
+from multimae_eo.modalities import INPUT_SETTINGS
+from multimae_eo.options import PretrainOptions
+from multimae_eo.tasks.features import Init, extractor, frozen_features
+from multimae_eo.tasks.kinds import task_for
+from multimae_eo.tasks.labels import summarise
+from multimae_eo.tasks.probe import probe_task, run_probes
+from multimae_eo.tasks.run import build
+from multimae_eo.tasks.samples import set_up
+
+# The labelled worlds that it needs.
+KINDS = ("class", "shifted-class")
+
+
+def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, float]:
+    """Pre-train, unless that was done, and measure: {what: figure}.
+
+    "val VIEW", "shifted VIEW": reconstruction losses on held-out tiles of the world, and of a shifted one.
+    "class INPUTS PROTOCOL PARTITION": accuracy on the labelled world, "shifted-class ..." on the shifted one.
+    """
+    directory, options = model(arm, place, budget, seed)
+    found = {f"val {view}": loss for view, loss in losses(directory, options).items()}
+    elsewhere = dataclasses.replace(options, data=dataclasses.replace(options.data, root=shifted_tiles(place, budget)))
+    found |= {f"shifted {view}": loss for view, loss in losses(directory, elsewhere).items()}
+    for kind, setting in (("class", "all"), ("class", "rgb-only"), ("shifted-class", "all")):
+        if setting == "all" or set(INPUT_SETTINGS[setting].modalities) <= set(options.model.inputs):
+            for name, accuracy in probes(directory, place, budget, seed, kind, setting).items():
+                found[f"{kind} {setting} {name}"] = accuracy
+    return found
+
+
+@torch.no_grad()
+def losses(directory: Path, options: PretrainOptions) -> dict[str, float]:
+    """Reconstruction losses per view over the validation tiles of some options."""
+    task, data = build(options)
+    task.model = checkpoint.load_model(directory)
+    sums = []
+    for examples in data.validation_batches():
+        batch, mask = task.prepare(examples)
+        sums.append(reconstruction_losses(task.model, task.model(batch, mask), batch, mask))
+    total, samples = (torch.stack(part).sum(dim=0) for part in zip(*sums, strict=True))
+    views = [view for view, _ in task.model.views()]
+    return dict(zip(views, ViewLosses(total, samples).mean().tolist(), strict=True))
+
+
+def probes(
+    directory: Path, place: Place, budget: Budget, seed: int, kind: str, setting: str, init: Init = "pretrained"
+) -> dict[str, float]:
+    """Accuracies of k-NN and of the linear probe at shares of the labels, on frozen features."""
+    config = checkpoint.load_config(directory)
+    inputs = [] if setting == "all" else list(INPUT_SETTINGS[setting].modalities)
+    whole = labelled(place, budget, seed, kind)
+    setup = set_up(whole, config, LabelledOptions(inputs=inputs))
+    made = extractor(setup, directory, init, seed=seed)
+    features = frozen_features(setup, made, place.machine, folder=directory.parent / "features", workers=0)
+    row, found = {name: i for i, name in enumerate(whole.ids["train"])}, {}
+    for partition in PARTITIONS:
+        part = labelled(place, budget, seed, kind, partition=partition)
+        rows = np.array([row[name] for name in part.ids["train"]])
+        task = probe_task(part.about, summarise(part), setup.inputs)
+        some = {**features, "train": features["train"].rows(rows)}
+        for probe in run_probes(task, config, some, ("knn", "linear"), seed=seed):
+            found[f"{probe.protocol} {partition}"] = float(task_for(task).score(probe.evidence)["accuracy"])
+    return found

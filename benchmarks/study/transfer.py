@@ -1,0 +1,142 @@
+"""Question 2: what pre-training is worth on labelled tiles, against starting anew, simple features, and simpler MAEs.
+
+    python benchmarks/study/transfer.py [--seeds 0,1,2,3,4] [--work runs/study] [--jobs 2]
+
+k-NN, linear probe and fine-tuning at 1, 10 and 100 % of the labels (one label per tile), a linear probe and fine-tuning
+at 100 % (one label per pixel), from RGB alone and from Sentinel-2 with elevation. Rivals: random weights; statistics of
+the bands and random convolutions; an MAE of RGB alone, and one of all ten bands stacked as channels of one modality,
+with three quarters of their tokens hidden, in the same harness and budget. Fine-tuning takes the same steps whatever
+the number of labels. Prints a table, draws docs/study_transfer.png and puts the table into docs/results.md.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from frozen import probes
+from show import Question
+from study import PAPER, PARTITIONS, STACKED, Arm, Budget, Kept, Place, labelled, model
+
+from multimae_eo import checkpoint
+from multimae_eo.config import HeadName
+from multimae_eo.finetune_options import FinetuneOptim, FinetuneOptions, LabelledOptions
+from multimae_eo.modalities import INPUT_SETTINGS
+from multimae_eo.tasks.features import Init, extractor, frozen_features
+from multimae_eo.tasks.finetune import finetune
+from multimae_eo.tasks.kinds import task_for
+from multimae_eo.tasks.labels import summarise
+from multimae_eo.tasks.probe import probe_task, run_probes
+from multimae_eo.tasks.samples import set_up
+
+KINDS = ("class", "map")
+STEPS, BATCH = 150, 16
+VISIBLE = 12  # a quarter of the tokens of one modality, as in MAE
+
+# The baselines use the paper's model for its sizes and statistics, not its weights.
+ARMS = (
+    Arm("random weights", {"init": "random"}),
+    Arm("band statistics", {"init": "band_statistics"}),
+    Arm("random convolutions", {"init": "random_convolutions"}),
+    Arm("MAE of RGB", {"model.inputs": ["rgb"], "model.targets": ["rgb", "rgb:patch"], "mask.num_visible": VISIBLE}),
+    Arm(
+        "MAE of stacked bands",
+        {
+            "model.inputs": [STACKED.name],
+            "model.targets": [STACKED.name, f"{STACKED.name}:patch"],
+            "mask.num_visible": VISIBLE,
+        },
+    ),
+)
+
+
+def settings_of(inputs: list[str]) -> list[str]:
+    """The inputs that a model can be fed of a labelled world: "rgb-only", "all"; one modality alone is no "all"."""
+    alone = set(INPUT_SETTINGS["rgb-only"].modalities)
+    fed = ["rgb-only"] if alone <= set(inputs) else []
+    return fed if set(inputs) == alone else [*fed, "all"]
+
+
+def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, float]:
+    """Accuracies "class INPUTS PROTOCOL PARTITION" and mIoUs "map INPUTS PROTOCOL", with linear, knn-20, finetune."""
+    init = cast(Init, arm.changes.get("init", "pretrained"))
+    trained = Arm(arm.name, {name: value for name, value in arm.changes.items() if name != "init"})
+    directory, options = model(trained, place, budget, seed)
+    found: dict[str, float] = {}
+    for setting in settings_of(list(options.model.inputs)):
+        of = probes(directory, place, budget, seed, "class", setting, init)
+        found |= {f"class {setting} {name}": value for name, value in of.items()}
+        if init not in ("pretrained", "random"):
+            continue
+        for partition in PARTITIONS:
+            share = float(partition[:-1])
+            few = labelled(place, budget, seed, "class", partition=partition, valid=max(30, round(300 * share)))
+            value = tuned(directory, few, setting, init, place, seed, "linear")
+            found[f"class {setting} finetune {partition}"] = value
+        whole = labelled(place, budget, seed, "map")
+        found[f"map {setting} linear"] = dense_probe(directory, whole, setting, init, place, seed)
+        found[f"map {setting} finetune"] = tuned(directory, whole, setting, init, place, seed, "linear_dense")
+    return found
+
+
+def inputs_of(setting: str) -> LabelledOptions:
+    """What is fed."""
+    return LabelledOptions(inputs=[] if setting == "all" else list(INPUT_SETTINGS[setting].modalities), workers=0)
+
+
+def tuned(directory: Path, source: Kept, setting: str, init: Init, place: Place, seed: int, head: HeadName) -> float:
+    """The test score of the last weights after fine-tuning."""
+    out = directory.parent / "finetune"
+    shutil.rmtree(out, ignore_errors=True)
+    optim = FinetuneOptim(
+        batch_size=BATCH, steps=STEPS, lr=1.6e-2, warmup_epochs=0.1, layer_decay=0.75, drop_path=0.0, clip_norm=1.0
+    )
+    options = FinetuneOptions(
+        checkpoint=directory,
+        out=out,
+        init=cast(Any, init),
+        head=head,
+        seed=seed,
+        data=inputs_of(setting),
+        optim=optim,
+        trainer=place.machine,
+    )
+    result = finetune(options, source)
+    return result.last.metrics[result.primary][0]
+
+
+def dense_probe(directory: Path, source: Kept, setting: str, init: Init, place: Place, seed: int) -> float:
+    """The mIoU of a linear layer on frozen tokens."""
+    config = checkpoint.load_config(directory)
+    setup = set_up(source, config, inputs_of(setting))
+    made = extractor(setup, directory, init, seed=seed)
+    features = frozen_features(setup, made, place.machine, folder=directory.parent / "features", workers=0)
+    task = probe_task(source.about, summarise(source), setup.inputs)
+    (probe,) = run_probes(task, config, features, ("linear",), seed=seed)
+    kind = task_for(task)
+    return float(kind.score(probe.evidence)[kind.primary])
+
+
+MEASURES = {
+    f"class {inputs} {protocol} {share}x": f"{word}, {name}, {percent} %"
+    for inputs, word in (("rgb-only", "RGB"), ("all", "all"))
+    for protocol, name in (("linear", "linear"), ("knn-20", "k-NN"), ("finetune", "fine-tuned"))
+    for share, percent in (("0.01", 1), ("0.10", 10), ("1.00", 100))
+} | {
+    f"map {inputs} {protocol}": f"{word}, map, {name}"
+    for inputs, word in (("rgb-only", "RGB"), ("all", "all"))
+    for protocol, name in (("linear", "linear"), ("finetune", "fine-tuned"))
+}
+
+TRANSFER = Question(
+    name="transfer",
+    title="Rivals of pre-training",
+    base=PAPER,
+    arms=ARMS,
+    confirmed=tuple(arm.name for arm in ARMS),
+    measures=MEASURES,
+    battery="transfer",
+    unit="accuracy or mIoU, %",
+)
+
+if __name__ == "__main__":
+    TRANSFER.answer(__doc__)
