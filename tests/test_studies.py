@@ -19,7 +19,7 @@ import frozen  # noqa: E402
 import transfer  # noqa: E402
 from faults import QUESTION as FAULTS  # noqa: E402
 from faults import Bilinear, Resize, Unmasked, put_back  # noqa: E402
-from modalities import MODALITIES  # noqa: E402
+from modalities import MORE  # noqa: E402
 from recipe import RECIPE  # noqa: E402
 from roles import ROLES  # noqa: E402
 from show import DOCS, Figures, Interval, Question, put  # noqa: E402
@@ -33,7 +33,7 @@ from multimae_eo.raster import Raster  # noqa: E402
 from multimae_eo.tasks.examples import Prepare  # noqa: E402
 from multimae_eo.tasks.pretrain import PretrainTask  # noqa: E402
 
-QUESTIONS = (ROLES, TRANSFER, MODALITIES, FAULTS, RECIPE)
+QUESTIONS = (ROLES, TRANSFER, MORE, FAULTS, RECIPE)
 TINY = Budget(tiles=100, steps=2, batch=8, labelled=200, shifted=200, mapped=60)
 
 

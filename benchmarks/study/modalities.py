@@ -32,7 +32,7 @@ def measures(inputs: str, word: str) -> dict[str, str]:
     }
 
 
-MODALITIES = Question(
+MORE = Question(
     name="modalities",
     title="More modalities",
     base=fed("RGB", "rgb"),
@@ -46,4 +46,4 @@ MODALITIES = Question(
 )
 
 if __name__ == "__main__":
-    MODALITIES.answer(__doc__)
+    MORE.answer(__doc__)
