@@ -23,6 +23,13 @@ if find_spec("jaxtyping") and not os.environ.get("MULTIMAE_EO_UNCHECKED"):
 # Two threads of torch wait for each other wherever anything else uses a core; small models are faster with one.
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def full_precision() -> None:
+    """TerraTorch's import sets "medium" for the whole process: bf16, on CPUs that have AMX."""
+    torch.set_float32_matmul_precision("highest")
+
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MULTIMAE_EO_SHARED", ROOT.parent / "shared"))
 
