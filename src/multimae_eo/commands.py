@@ -245,7 +245,7 @@ def _synthesize(options: SynthesizeOptions) -> None:
     if options.layout == "scene":
         print(f"Wrote {generate_scene(options.out, options.name, seed=seed, tile_px=options.tile_px)}.")
         return
-    world = {"tiles": options.tiles, "tile_px": options.tile_px, "seed": seed, "workers": options.workers}
+    world: dict[str, Any] = {key: getattr(options, key) for key in ("tiles", "tile_px", "workers")} | {"seed": seed}
     if options.layout == "geobench":
         print(f"Wrote {generate_downstream(options.out, **world, progress=TimeLeft())}.")
     else:
