@@ -190,7 +190,8 @@ class Question:
             known = measured((self.base, *sure), seeds, place, budget, self.battery)
         official = place.records == RECORDS
         text = self.show(Figures(known, budget), (DOCS if official else place.work) / f"study_{self.name}.png")
-        print(text)
+        minutes = [row["seconds"] / 60 for row in known.values()]
+        print(f"{text}\n\n{len(minutes)} models on record, {min(minutes):.0f} to {max(minutes):.0f} minutes each")
         if official:
             put(DOCS / "results.md", self.name, text)
 
