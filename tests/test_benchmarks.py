@@ -83,8 +83,8 @@ def test_the_memory_of_a_worker(tmp_path):
 
 @pytest.mark.slow
 def test_processes_change_no_number(tmp_path):
-    several = ("ddp:2", "fsdp:2", "parts:4")  # four processes: the benchmark itself
-    rows = run("scaling", tmp_path, "--steps", "50", "--runs", ",".join(several))
+    several = ("ddp:2", "fsdp:2", "parts:4")  # four processes, and 50 steps: the benchmark itself
+    rows = run("scaling", tmp_path, "--steps", "15", "--runs", ",".join(several))
     for name in several:
         for what in ("losses", "predictions", "weights"):
             assert rows[f"{name}: largest difference of {what}, over their scale"]["value"] < 1e-5

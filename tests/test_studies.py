@@ -15,15 +15,21 @@ pytest.importorskip("sklearn")
 STUDY = Path(__file__).resolve().parent.parent / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
+import filling  # noqa: E402
 import frozen  # noqa: E402
+import positions  # noqa: E402
+import subsets  # noqa: E402
 import transfer  # noqa: E402
 from faults import QUESTION as FAULTS  # noqa: E402
 from faults import Bilinear, Resize, Unmasked, put_back  # noqa: E402
+from filling import FILLING  # noqa: E402
 from modalities import MORE  # noqa: E402
+from positions import POSITIONS  # noqa: E402
 from recipe import RECIPE  # noqa: E402
 from roles import ROLES  # noqa: E402
 from show import DOCS, Figures, Interval, Question, put  # noqa: E402
 from study import PAPER, STACKED, Arm, Budget, Place, key_of, measured, options_of, read  # noqa: E402
+from subsets import SUBSETS  # noqa: E402
 from transfer import TRANSFER, settings_of  # noqa: E402
 
 from multimae_eo.config import sized  # noqa: E402
@@ -33,7 +39,7 @@ from multimae_eo.raster import Raster  # noqa: E402
 from multimae_eo.tasks.examples import Prepare  # noqa: E402
 from multimae_eo.tasks.pretrain import PretrainTask  # noqa: E402
 
-QUESTIONS = (ROLES, TRANSFER, MORE, FAULTS, RECIPE)
+QUESTIONS = (ROLES, TRANSFER, MORE, FAULTS, SUBSETS, POSITIONS, FILLING, RECIPE)
 TINY = Budget(tiles=100, steps=2, batch=8, labelled=200, shifted=200, mapped=60)
 
 
@@ -59,7 +65,9 @@ def test_arms_are_options_and_all_differ(question, monkeypatch):
         keys.add(key_of(arm, Budget()))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("study.world", lambda *_: Path("data"))
-            changes = {name: value for name, value in arm.changes.items() if name != "init"}
+            changes = {
+                name: value for name, value in arm.changes.items() if name not in ("init", "predictor", "finetune")
+            }
             options_of(Arm("", changes), place, Budget(), 0).model.config()
     assert len(keys) == 1 + len(question.arms)
     assert set(question.confirmed) <= {arm.name for arm in question.arms}
@@ -152,7 +160,6 @@ def test_what_is_on_record_is_not_done_again(tmp_path, monkeypatch):
         "KINDS = ()\n\ndef measure(arm, place, budget, seed):\n    return {'x': len(arm.name) + seed}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("study.shifted_tiles", lambda *_: None)
     place, other = Place(tmp_path / "work", tmp_path / "records", jobs=1), Arm("other", {"seed": 1})
     file = place.file("stub")
     for arms, count in (((PAPER,), 2), ((PAPER, other), 4), ((PAPER, other), 4)):
@@ -174,10 +181,51 @@ def test_a_study_at_a_small_size(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_filling_at_a_small_size(tmp_path):
+    """Which world it is judged on matters, and what is simple to predict is predicted better by what is fitted."""
+    place = Place(tmp_path, tmp_path / "records")
+    found = {arm.name: filling.measure(arm, place, TINY, 0) for arm in (FILLING.base, *FILLING.arms)}
+    for row in found.values():
+        assert row.keys() == FILLING.measures.keys()
+        assert all(value > 0 for value in row.values())
+        assert row["other rgb"] != row["shifted rgb"]
+    for better, worse in (("linear per pixel", "mean of the training tiles"), ("boosted trees per pixel", "fill")):
+        assert found[better]["other red_edge"] < found[worse]["other red_edge"]
+        assert found[better]["other land_cover"] < found[worse]["other land_cover"]
+    assert found["all tokens at once"] != found["fill"]
+
+
+@pytest.mark.slow
+def test_subsets_and_positions_at_a_small_size(tmp_path, monkeypatch):
+    for battery in ("transfer", "subsets", "positions"):
+        monkeypatch.setattr(f"{battery}.STEPS", dict.fromkeys(transfer.STEPS, 2))
+    monkeypatch.setattr("frozen.PARTITIONS", ("0.10x",))
+    monkeypatch.setattr("study.LARGE", 72)
+    place = Place(tmp_path, tmp_path / "records")
+    general, specialists = (subsets.measure(arm, place, TINY, 0) for arm in (SUBSETS.base, SUBSETS.arms[-1]))
+    assert len(general) == 63
+    assert len(specialists) == 6
+    assert general.keys() > specialists.keys()
+    resized, fixed = (positions.measure(arm, place, TINY, 0) for arm in (PAPER, *POSITIONS.arms))
+    assert resized.keys() == fixed.keys() >= {"large-class linear 0.10x", "class finetune"}
+    assert all(0 <= value <= 1 for row in (general, specialists, resized, fixed) for value in row.values())
+
+
+def test_values_on_another_grid():
+    values, valid = torch.arange(16.0).view(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    valid[..., :2, :2] = False
+    valid[..., 0, 2] = False
+    coarse = filling.at(2, values, valid)
+    assert float(coarse[0, 0, 0, 1]) == pytest.approx((3 + 6 + 7) / 3)
+    assert coarse[0, 0, 0, 0].isnan()
+    assert filling.at(4, coarse, ~coarse.isnan())[0, 0, 3].tolist() == [10.5, 10.5, 12.5, 12.5]
+
+
+@pytest.mark.slow
 def test_rivals_at_a_small_size(tmp_path, monkeypatch):
     """What each can be measured by: baselines have no tokens, one modality alone is no choice of inputs."""
     monkeypatch.setitem(MODALITIES, STACKED.name, STACKED)
-    monkeypatch.setattr("transfer.STEPS", 2)
+    monkeypatch.setattr("transfer.STEPS", dict.fromkeys(transfer.STEPS, 2))
     monkeypatch.setattr("multimae_eo.tasks.probe.DENSE_STEPS", 2)
     for battery in ("frozen", "transfer"):
         monkeypatch.setattr(f"{battery}.PARTITIONS", ("0.10x",))

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -298,13 +297,3 @@ def test_it_runs_from_a_script_without_a_guard_and_imports_no_torch(tmp_path: Pa
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
     assert (tmp_path / "synthetic" / "synthetic.h5").exists()
-
-
-@pytest.mark.slow
-def test_a_thousand_tiles_take_ten_seconds(tmp_path: Path):
-    start = time.perf_counter()
-    script = f"from multimae_eo.data.synthetic import generate; generate({str(tmp_path)!r}, workers=2)"
-    subprocess.run([sys.executable, "-c", script], check=True)
-    seconds = time.perf_counter() - start
-    print(f"1,000 tiles in {seconds:.1f} s")
-    assert seconds < 30  # 10 s are the promise, 6 s what two idle cores take; the rest is for a busy machine

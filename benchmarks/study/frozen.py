@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from study import PARTITIONS, Arm, Budget, Place, labelled, model, shifted_tiles
+from study import PARTITIONS, Arm, Budget, Place, labelled, model, tiles_elsewhere
 
 from multimae_eo import checkpoint
 from multimae_eo.finetune_options import LabelledOptions
@@ -31,7 +31,8 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
     """
     directory, options = model(arm, place, budget, seed)
     found = {f"val {view}": loss for view, loss in losses(directory, options).items()}
-    elsewhere = dataclasses.replace(options, data=dataclasses.replace(options.data, root=shifted_tiles(place, budget)))
+    root = tiles_elsewhere(place, budget, shifted=True)
+    elsewhere = dataclasses.replace(options, data=dataclasses.replace(options.data, root=root))
     found |= {f"shifted {view}": loss for view, loss in losses(directory, elsewhere).items()}
     for kind, setting in (("class", "all"), ("class", "rgb-only"), ("shifted-class", "all")):
         if setting == "all" or set(INPUT_SETTINGS[setting].modalities) <= set(options.model.inputs):

@@ -97,7 +97,15 @@ class Figures:
         return Interval.of([scale * (value - other) for value, other in zip(own, others, strict=bool(own))])
 
 
-def forest(rows: Mapping[str, Mapping[str, Interval]], path: Path, *, title: str, unit: str, columns: int = 5) -> Path:
+def forest(
+    rows: Mapping[str, Mapping[str, Interval]],
+    path: Path,
+    *,
+    title: str,
+    unit: str,
+    columns: int = 5,
+    same_axis: bool = True,
+) -> Path:
     """Draw differences with their intervals: {what: {arm: difference}}, a panel per what, a line per arm.
 
     Blue: 95 % intervals, filled where they leave out 0; grey: the range of two seeds, which only screened.
@@ -108,7 +116,7 @@ def forest(rows: Mapping[str, Mapping[str, Interval]], path: Path, *, title: str
     size = (2.4 * min(columns, count) + 1.6, lines * (0.28 * len(arms) + 0.9) + 0.7)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(lines, min(columns, count), squeeze=False, sharex=True, sharey=True)
+    axes = figure.subplots(lines, min(columns, count), squeeze=False, sharex=same_axis, sharey=True)
     for axis, (what, found) in zip(axes.flat, rows.items(), strict=False):
         axis.axvline(0, color="0.6", linewidth=1)
         for height, interval in enumerate(found.values()):
@@ -142,7 +150,7 @@ class Question:
     """Arms that are compared with a base: all on two seeds, those that are confirmed on all of them.
 
     battery: the module that measures. measures: {what was measured, or several joined by " & " whose mean counts: what
-    that is called}.
+    that is called}. same_axis: whether what was measured has one unit.
     """
 
     name: str
@@ -155,6 +163,7 @@ class Question:
     scale: float = 100.0
     unit: str = "accuracy, %"
     digits: int = 1
+    same_axis: bool = True
 
     def show(self, figures: Figures, picture: Path) -> str:
         """A table of the arms and one of their differences from the base, and the picture of these."""
@@ -175,7 +184,8 @@ class Question:
             for i, word in enumerate(self.measures.values())
         }
         title = f"{self.title}: difference from {self.base.name}\n{figures.budget.words()}"
-        forest(panels, picture, title=title, unit=f"difference, in points ({self.unit})")
+        unit = f"difference, in points ({self.unit})" if self.same_axis else f"difference, {self.unit}"
+        forest(panels, picture, title=title, unit=unit, same_axis=self.same_axis)
         return f"{table(values)}\n\n{table(differences)}"
 
     def answer(self, description: str | None) -> None:

@@ -25,6 +25,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from multimae_eo.config import SIZES
 from multimae_eo.data.geobench import GeoBench
 from multimae_eo.data.labelled import SPLITS, Label, Sample
 from multimae_eo.data.packing import pack
@@ -39,6 +40,7 @@ from multimae_eo.whole import claimed, written
 
 RECORDS = Path(__file__).parent / "records"
 SETS = {"class": "synthetic-class", "map": "synthetic-map"}
+LARGE = 112  # edge of large tiles in pixels; others have 64, of which pre-training sees 56
 PARTITIONS = ("0.01x", "0.10x", "1.00x")
 # All bands of the spectral groups as channels of one modality, as MAEs of satellite images without groups have them.
 _GROUPS = [get_modality(parse_view(view).modality) for view in PAPER_INPUTS[:4]]
@@ -54,7 +56,9 @@ STACKED = Continuous(
     },
 )
 # The learning rate per 256 tiles of each size; the demo's was chosen for it (LOG.md), the others scale with the width.
-RATES = {"demo": 1.6e-2, "tiny": 8e-3, "small": 4e-3, "base": 2e-3}
+RATES = {"demo": 1.6e-2, "tiny": 8e-3, "small": 4e-3, "base": 2e-3, "demo-48": 3.2e-2, "demo-192": 8e-3}
+# The demo's encoder in other widths, for the scaling law; the package does not name them.
+WIDTHS = {f"demo-{dim}": {**SIZES["demo"], "dim": dim} for dim in (48, 192)}
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def world(place: Place, budget: Budget, seed: int) -> Path:
         plain = folder / "synthetic"
         if not plain.exists():
             generate(folder, tiles=budget.tiles, seed=seed, workers=1)
-        pack(plain, folder / "packed", [get_modality(parse_view(v).modality) for v in PAPER_INPUTS])
+        pack(plain, folder / "packed", [get_modality(parse_view(v).modality) for v in (*PAPER_INPUTS, "sar")])
     return packed
 
 
@@ -170,21 +174,23 @@ def labelled(
     partition: str = "1.00x",
     valid: int | None = None,
 ) -> Kept:
-    """A labelled world of a seed: "class", "map", where every pixel has a label, or "shifted-class"."""
-    shifted = kind.startswith("shifted-")
-    name = SETS[kind.removeprefix("shifted-")]
-    tiles = {"class": budget.labelled, "map": budget.mapped, "shifted-class": budget.shifted}[kind]
+    """A labelled world of a seed: "class", "map", where every pixel has a label, "shifted-class" or "large-class"."""
+    shifted, edge = kind.startswith("shifted-"), LARGE if kind.startswith("large-") else 64
+    name = SETS[kind.split("-")[-1]]
+    tiles = {"class": budget.labelled, "map": budget.mapped}.get(kind, budget.shifted)
     folder = place.work / f"{kind}{seed}-{tiles}"
     if not folder.exists():
-        generate_downstream(folder, tiles=tiles, seed=seed + SHIFTED * shifted, workers=1, sets=(name,))
+        world = seed + SHIFTED * shifted
+        generate_downstream(folder, tiles=tiles, seed=world, tile_px=edge, workers=1, sets=(name,))
     return Kept(folder, name, partition, valid)
 
 
-def shifted_tiles(place: Place, budget: Budget) -> Path:
-    """Tiles of a shifted world to measure reconstruction on, the same for all models; half of them are."""
-    folder = place.work / "shifted"
-    if not (folder / "synthetic").exists():
-        generate(folder, tiles=min(1000, budget.tiles), seed=SHIFTED + 10**6, val_fraction=0.5, workers=1)
+def tiles_elsewhere(place: Place, budget: Budget, *, shifted: bool) -> Path:
+    """Tiles of another world to judge on, shifted or not, the same for all models; half of them are validation's."""
+    folder, seed = place.work / ("shifted" if shifted else "other"), SHIFTED + 10**6 if shifted else 2 * 10**6
+    with alone(folder):
+        if not (folder / "synthetic").exists():
+            generate(folder, tiles=min(1000, budget.tiles), seed=seed, val_fraction=0.5, workers=1)
     return folder / "synthetic"
 
 
@@ -201,6 +207,8 @@ def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOpt
     options = demo_options()
     options.seed, options.out, options.resume = seed, place.work / "models" / f"{key_of(arm, budget)}-{seed}", True
     options.model.size = cast(Any, budget.size)
+    if budget.size in WIDTHS:
+        cast(dict[str, Any], SIZES)[budget.size] = WIDTHS[budget.size]
     options.data.root, options.data.workers, options.data.val_tiles = world(place, budget, seed), 0, 512
     options.optim.steps, options.optim.batch_size, options.optim.lr = budget.steps, budget.batch, RATES[budget.size]
     options.optim.warmup_steps = max(1, budget.steps // 15)
@@ -292,7 +300,6 @@ def measured(
         return known
     place.work.mkdir(parents=True, exist_ok=True)
     place.records.mkdir(parents=True, exist_ok=True)
-    shifted_tiles(place, budget)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(place.jobs, mp_context=context) as pool, ExitStack() as stack:
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an error ends what is running, and no more

@@ -1,0 +1,159 @@
+"""Question 8: how the reconstruction loss falls with samples seen and with model size, as a fitted law.
+
+    python benchmarks/study/law.py [--seeds 0,1] [--work runs/study] [--jobs 2]
+
+Encoders of three widths (48, 96, 192; four blocks, the demo's decoders), each trained anew for 250, 500, 1,000 and
+2,000 steps of 32 tiles, so that every point has its whole schedule of learning rates; these fall with the width. Loss:
+the sum over all views, as in training, on held-out tiles of the same world. Fitted is L = E + A / N^a + B / D^b, N
+numbers in the encoder's blocks, D samples seen (Hoffmann et al. 2022, "Training compute-optimal large language models",
+equation 2), by least squares of logarithms; intervals by a bootstrap over the seeds' points. Prints both tables, draws
+docs/study_law.png, and puts the tables into docs/results.md. `cost.py` says what the full run would cost.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from frozen import losses
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+from scipy.optimize import least_squares
+from show import DOCS, Interval, put, table
+from study import PAPER, RECORDS, WIDTHS, Arm, Budget, Place, arguments, key_of, measured, model
+
+from multimae_eo.config import SIZES
+from multimae_eo.visualize import save_figure
+
+KINDS = ()  # no labelled worlds
+STEPS = (250, 500, 1_000, 2_000)
+BOOTSTRAPS = 500
+COLORS = ("#009e73", "#0072b2", "#d55e00")
+
+
+def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, float]:
+    """{"loss": sum over the views on held-out tiles}, and that of each view."""
+    directory, options = model(arm, place, budget, seed)
+    found = losses(directory, options)
+    return {"loss": sum(found.values()), **found}
+
+
+def budgets(budget: Budget, steps: Sequence[int] = STEPS) -> list[Budget]:
+    """Every width with every number of steps, the short ones first."""
+    return [dataclasses.replace(budget, size=size, steps=number) for number in steps for size in sizes()]
+
+
+def sizes() -> list[str]:
+    """From narrow to wide."""
+    return sorted((*WIDTHS, "demo"), key=lambda name: numbers(name))
+
+
+def numbers(size: str) -> int:
+    """Numbers in the blocks of the encoder, without tokenizers: 12 d^2 per block (matrices alone)."""
+    entry = {**SIZES, **WIDTHS}[size]
+    return 12 * entry["dim"] ** 2 * entry["depth"]
+
+
+def law(parameters: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """L(N, D); parameters: log E, log A, a, log B, b, with N in millions and D in thousands."""
+    e, big_a, a, big_b, b = parameters
+    return np.exp(e) + np.exp(big_a) * n**-a + np.exp(big_b) * d**-b
+
+
+def fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """The parameters of the law that come closest in logarithms, from several starts."""
+    best = None
+    for a in (0.1, 0.5, 1.0):
+        for b in (0.1, 0.5, 1.0):
+            start = np.array([np.log(0.8 * loss.min()), np.log(0.1 * loss.min()), a, np.log(np.ptp(loss) + 0.1), b])
+            found = least_squares(
+                lambda p: np.log(law(p, n, d)) - np.log(loss),
+                start,
+                bounds=([-10, -10, 0.01, -10, 0.01], [5, 5, 3, 8, 3]),
+            )
+            best = found if best is None or found.cost < best.cost else best
+    assert best is not None
+    return best.x
+
+
+def bootstrap(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Parameters of fits to as many points, drawn with replacement [BOOTSTRAPS, 5]."""
+    random = np.random.default_rng(0)
+    drawn = [random.integers(0, len(loss), len(loss)) for _ in range(BOOTSTRAPS)]
+    return np.stack([fit(n[rows], d[rows], loss[rows]) for rows in drawn])
+
+
+def show(known: dict, steps: Sequence[int], budget: Budget, picture: Path) -> str:
+    """The table of losses, that of the law, and the picture."""
+    points, cells = [], {"steps": [f"{s:,}" for s in steps], "samples seen": [f"{s * budget.batch:,}" for s in steps]}
+    for size in sizes():
+        row = []
+        for number in steps:
+            key = key_of(PAPER, dataclasses.replace(budget, size=size, steps=number))
+            values = [row["measured"]["loss"] for (k, _), row in sorted(known.items()) if k == key]
+            points += [(numbers(size) / 1e6, number * budget.batch / 1e3, value) for value in values]
+            row.append(Interval.of(values).words(2))
+        cells[f"{numbers(size) / 1e6:.2f} million"] = row
+    n, d, loss = np.array(points).T
+    best, drawn = fit(n, d, loss), bootstrap(n, d, loss)
+    residual = np.abs(np.log(law(best, n, d)) - np.log(loss))
+
+    def row(values: float, of: np.ndarray) -> list[str]:
+        low, high = np.quantile(of, (0.025, 0.975))
+        return [f"{values:.2f}", f"{low:.2f} to {high:.2f}"]
+
+    found = {
+        "of the law": ["value", "95 % interval"],
+        "E": row(np.exp(best[0]), np.exp(drawn[:, 0])),
+        "A (N in millions)": row(np.exp(best[1]), np.exp(drawn[:, 1])),
+        "a": row(best[2], drawn[:, 2]),
+        "B (D in thousands)": row(np.exp(best[3]), np.exp(drawn[:, 3])),
+        "b": row(best[4], drawn[:, 4]),
+        "largest deviation, %": [f"{100 * residual.max():.1f}", "-"],
+    }
+    draw(n, d, loss, best, picture)
+    return f"{table(cells)}\n\n{table(found)}"
+
+
+def draw(n: np.ndarray, d: np.ndarray, loss: np.ndarray, best: np.ndarray, path: Path) -> Path:
+    """Losses over samples seen, and over the operations that they took, a colour per width; lines: the law."""
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    fine = np.geomspace(d.min(), d.max(), 50)
+    for color, size in zip(COLORS, np.unique(n), strict=True):
+        own = n == size
+        for axis, scale in ((left, 1e3), (right, 6 * size * 1e6 * 50 * 1e3)):  # 50 tokens
+            axis.plot(d[own] * scale, loss[own], "o", color=color, markersize=4)
+            axis.plot(fine * scale, law(best, np.full(50, size), fine), color=color, label=f"{size:.2f} million")
+    left.set_xlabel("samples seen")
+    right.set_xlabel("operations of the encoder's blocks, 6 N per token")
+    left.set_ylabel("loss on held-out tiles, sum of views")
+    left.legend(title="numbers in the encoder", fontsize=8, title_fontsize=8)
+    for axis in (left, right):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(ScalarFormatter())
+        axis.grid(which="both", color="0.92")
+        axis.set_axisbelow(True)
+    seen = np.unique(d)
+    left.set_xticks(seen * 1e3, [f"{1e3 * number:,.0f}" for number in seen])
+    left.xaxis.set_minor_locator(NullLocator())
+    return save_figure(figure, path)
+
+
+def main() -> None:
+    """The command line."""
+    place, budget, seeds = arguments(__doc__)
+    known: dict = {}
+    for one in budgets(budget):
+        known |= measured((PAPER,), seeds, place, one, "law")
+    official = place.records == RECORDS
+    text = show(known, STEPS, budget, (DOCS if official else place.work) / "study_law.png")
+    print(text)
+    if official:
+        put(DOCS / "results.md", "law", text)
+
+
+if __name__ == "__main__":
+    main()
