@@ -6,7 +6,7 @@ TORCH ?= torch
 LOCK ?=
 BIN = $(VENV)/bin
 
-.PHONY: install demo test slow lint lock audit docs build core integrations lowest bench faults study clean
+.PHONY: install demo test slow lint lock audit docs build core integrations lowest bench faults study clean full-mmearth100k full-mmearth64 full-geobench full-studies full-bench
 
 install: $(VENV)/.installed
 
@@ -128,8 +128,25 @@ faults: install
 
 # The questions of docs/results.md: what is on record is printed, what is not is trained, seven minutes of a core a model.
 STUDIES ?= roles
+ALL_STUDIES = roles transfer modalities faults subsets positions filling recipe law
 study: install
 	for name in $(STUDIES); do $(BIN)/python benchmarks/study/$$name.py || exit; done
+
+# What needs GPUs and the data (docs/full_scale.md), a target each; DATA is the folder of the data, MORE any further options.
+# DRY=true says what each would come to, and writes nothing.
+DRY ?= false
+CHECKPOINT ?= runs/mmearth64/checkpoint
+BUDGET ?= --size small --tiles 100000 --steps 20000 --batch 256
+full-mmearth100k full-mmearth64: full-%: install
+	$(BIN)/multimae-eo pretrain --config configs/pretrain_$*.yaml --data.root "$(DATA)" --dry-run $(DRY) $(MORE)
+full-geobench: install
+	$(BIN)/multimae-eo geobench --config configs/geobench.yaml --checkpoint "$(CHECKPOINT)" --data-root "$(DATA)" --dry-run $(DRY) $(MORE)
+full-studies: install
+	for name in $(ALL_STUDIES); do \
+		$(BIN)/python benchmarks/study/$$name.py --accelerator gpu --jobs 1 $(BUDGET) \
+			--records runs/study/records $(if $(filter true,$(DRY)),--dry-run) $(MORE) || exit; done
+full-bench: install
+	$(BIN)/python benchmarks/step.py --batch 512 --json runs/bench_gpu/step.json $(MORE)
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit $(VENV)-bench $(VENV)-core $(VENV)-lowest $(VENV)-terratorch $(VENV)-torchgeo site dist

@@ -1,6 +1,9 @@
-"""Every configuration builds and takes two steps at demo size."""
+"""Every configuration builds and takes two steps at demo size; the targets of full runs plan them."""
 
+import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,3 +71,36 @@ def test_the_head_comment_names_its_command(path):
     head = path.read_text().split("\n\n")[0]
     assert "multimae-eo " in head
     assert path.relative_to(ROOT).as_posix() in head
+
+
+def full(target, *variables):
+    """What a target of the full runs prints as a dry run, in the environment of the tests."""
+    command = ["make", "-s", "-o", "install", target, f"BIN={sys.prefix}/bin", "DRY=true", *variables]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["mmearth64", "mmearth100k"])
+def test_full_pre_training_is_planned(name, world, tmp_path):
+    out = full(f"full-{name}", f"DATA={world}", f"MORE=--out {tmp_path / 'run'} {shlex.join(SMALL)}")
+    assert "tiles to train on" in out.split("Plan\n")[1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_geobench_is_planned(checkpoint, tmp_path):
+    write_set(tmp_path / "sets", "m-eurosat", size=16)
+    data = f"DATA={tmp_path / 'sets'}"
+    out = full("full-geobench", data, f"CHECKPOINT={checkpoint}", f"MORE=--out {tmp_path / 'run'} --workers 0")
+    # two settings, three partitions; k-NN and linear probes run once but for random weights; five seeds of fine-tuning
+    assert re.search(r"m-eurosat +knn 36, linear 36, finetune 60", out)
+
+
+@pytest.mark.slow
+def test_full_studies_are_planned():
+    before = {p: p.stat().st_mtime_ns for p in (ROOT / "docs").glob("study_*.png")}
+    out = full("full-studies")
+    for battery in ("frozen", "transfer", "subsets", "positions", "filling"):
+        assert f"\n{battery}, small, 20,000 steps of 256 of 100,000 tiles: " in "\n" + out
+    assert "law, base" in out
+    assert {p: p.stat().st_mtime_ns for p in (ROOT / "docs").glob("study_*.png")} == before

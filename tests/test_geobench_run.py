@@ -103,6 +103,20 @@ def test_rows_and_columns_are_complete_and_nothing_is_run_twice(root, pretrained
     assert "5 cells, 5 of them done before." in capsys.readouterr().out
 
 
+def test_a_dry_run_names_the_cells_and_writes_nothing(root, pretrained, tmp_path, capsys):  # noqa: F811
+    given = ["geobench", "--checkpoint", str(pretrained), "--data-root", str(root), *FLAGS]
+    given += ["--out", str(tmp_path / "out"), "--protocol", "knn,linear"]
+    cli.main([*given, "--dry-run"])
+    said = capsys.readouterr().out.split("Plan\n")[1]
+    assert not (tmp_path / "out").exists()
+    assert said.split("\n")[0].split() == ["cells", "3,", "0", "of", "them", "done"]
+    assert f"{EUROSAT}" in said
+    assert "knn 1, linear 1" in said
+    run_geobench(asked(root, pretrained, tmp_path / "out", datasets=EUROSAT, protocol="knn"))
+    cli.main([*given, "--dry-run"])
+    assert "3, 1 of them done" in capsys.readouterr().out
+
+
 def test_what_class_0_means_is_in_the_notes(root, pretrained, tmp_path):  # noqa: F811
     found = {}
     for ignore in (True, False):

@@ -1,10 +1,12 @@
 """The studies: their tables are those of their records, their intervals are right, and they run at a small size."""
 
+import dataclasses
 import json
 import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +17,10 @@ pytest.importorskip("sklearn")
 STUDY = Path(__file__).resolve().parent.parent / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
+import cost  # noqa: E402
 import filling  # noqa: E402
 import frozen  # noqa: E402
+import law  # noqa: E402
 import positions  # noqa: E402
 import subsets  # noqa: E402
 import transfer  # noqa: E402
@@ -28,11 +32,11 @@ from positions import POSITIONS  # noqa: E402
 from recipe import RECIPE  # noqa: E402
 from roles import ROLES  # noqa: E402
 from show import DOCS, Figures, Interval, Question, put  # noqa: E402
-from study import PAPER, STACKED, Arm, Budget, Place, key_of, measured, options_of, read  # noqa: E402
+from study import PAPER, STACKED, WIDTHS, Arm, Budget, Place, key_of, measured, options_of, read  # noqa: E402
 from subsets import SUBSETS  # noqa: E402
 from transfer import TRANSFER, settings_of  # noqa: E402
 
-from multimae_eo.config import sized  # noqa: E402
+from multimae_eo.config import SIZES, sized  # noqa: E402
 from multimae_eo.modalities import MODALITIES  # noqa: E402
 from multimae_eo.options import demo_options  # noqa: E402
 from multimae_eo.raster import Raster  # noqa: E402
@@ -209,6 +213,43 @@ def test_subsets_and_positions_at_a_small_size(tmp_path, monkeypatch):
     resized, fixed = (positions.measure(arm, place, TINY, 0) for arm in (PAPER, *POSITIONS.arms))
     assert resized.keys() == fixed.keys() >= {"large-class linear 0.10x", "class finetune"}
     assert all(0 <= value <= 1 for row in (general, specialists, resized, fixed) for value in row.values())
+
+
+def test_a_law_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(law, "BOOTSTRAPS", 10)
+    budget, true = Budget(), np.array([math.log(2), math.log(0.3), 0.4, math.log(8), 0.6])
+    known, noise = {}, np.random.default_rng(0)
+    for steps in law.steps_of(budget):
+        for size in law.sizes_of(budget):
+            seen = np.array([law.numbers(size) / 1e6]), np.array([steps * budget.batch / 1e3])
+            key = key_of(PAPER, dataclasses.replace(budget, size=size, steps=steps))
+            for seed in (0, 1):
+                loss = float(law.law(true, *seen)[0]) * math.exp(noise.normal(0, 1e-3))
+                known[key, seed] = {"measured": {"loss": loss}}
+    text = law.show(known, budget, tmp_path / "law.png")
+    found = {row.split(" | ")[0].strip("| "): row.split(" | ")[1] for row in text.splitlines() if row.startswith("| ")}
+    assert float(found["b"]) == pytest.approx(0.6, abs=0.05)
+    assert float(found["E"]) == pytest.approx(2, abs=0.15)
+    assert float(found["largest deviation, %"]) < 1
+    assert (tmp_path / "law.png").is_file()
+    assert law.sizes_of(budget) == ["demo-48", "demo", "demo-192"]
+    assert law.sizes_of(Budget(size="small")) == ["tiny", "small", "base"]
+
+
+@pytest.mark.slow
+def test_the_law_and_the_cost_at_a_small_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SIZES, "demo-48", WIDTHS["demo-48"])  # so that it is gone afterwards
+    place = Place(tmp_path, tmp_path / "records")
+    found = law.measure(PAPER, place, dataclasses.replace(TINY, size="demo-48"), 0)
+    assert found["loss"] == pytest.approx(sum(value for name, value in found.items() if name != "loss"))
+    page = (DOCS / "results.md").read_text()
+    cost.main("demo", 4, 2)
+    assert (DOCS / "results.md").read_text() == page
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    rates = next(row for row in rows if row[0].startswith("| samples/s"))
+    assert [float(cell.strip(" |").replace(",", "")) for cell in rates[2:]] == pytest.approx(
+        [4 * float(rates[1].replace(",", "")), 8 * float(rates[1].replace(",", ""))], rel=1e-3
+    )
 
 
 def test_values_on_another_grid():

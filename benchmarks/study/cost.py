@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from show import DOCS, put, table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from measure import arguments, interleaved, machine
 from step import operations, prepared, steps

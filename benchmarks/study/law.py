@@ -6,12 +6,12 @@ Encoders of three widths (48, 96, 192; four blocks, the demo's decoders), each t
 2,000 steps of 32 tiles, so that every point has its whole schedule of learning rates; these fall with the width. Loss:
 the sum over all views, as in training, on held-out tiles of the same world. Fitted is L = E + A / N^a + B / D^b, N
 numbers in the encoder's blocks, D samples seen (Hoffmann et al. 2022, "Training compute-optimal large language models",
-equation 2), by least squares of logarithms; intervals by a bootstrap over the seeds' points. Prints both tables, draws
+equation 2), by least squares of logarithms; intervals by a bootstrap over the seeds' points. The best size for C
+operations would grow as C^(b / (a + b)). With --size other than demo: tiny, small and base. Prints both tables, draws
 docs/study_law.png, and puts the tables into docs/results.md. `cost.py` says what the full run would cost.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from multimae_eo.config import SIZES
 from multimae_eo.visualize import save_figure
 
 KINDS = ()  # no labelled worlds
-STEPS = (250, 500, 1_000, 2_000)
+LONGER = (0.25, 0.5, 1, 2)  # how many times the steps of the budget
 BOOTSTRAPS = 500
 COLORS = ("#009e73", "#0072b2", "#d55e00")
 
@@ -38,14 +38,14 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
     return {"loss": sum(found.values()), **found}
 
 
-def budgets(budget: Budget, steps: Sequence[int] = STEPS) -> list[Budget]:
-    """Every width with every number of steps, the short ones first."""
-    return [dataclasses.replace(budget, size=size, steps=number) for number in steps for size in sizes()]
+def steps_of(budget: Budget) -> list[int]:
+    """How long each size is trained."""
+    return [int(times * budget.steps) for times in LONGER]
 
 
-def sizes() -> list[str]:
-    """From narrow to wide."""
-    return sorted((*WIDTHS, "demo"), key=lambda name: numbers(name))
+def sizes_of(budget: Budget) -> list[str]:
+    """From narrow to wide: around the demo, or the named sizes."""
+    return sorted((*WIDTHS, "demo") if budget.size == "demo" else ("tiny", "small", "base"), key=numbers)
 
 
 def numbers(size: str) -> int:
@@ -83,10 +83,11 @@ def bootstrap(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return np.stack([fit(n[rows], d[rows], loss[rows]) for rows in drawn])
 
 
-def show(known: dict, steps: Sequence[int], budget: Budget, picture: Path) -> str:
+def show(known: dict, budget: Budget, picture: Path) -> str:
     """The table of losses, that of the law, and the picture."""
+    steps = steps_of(budget)
     points, cells = [], {"steps": [f"{s:,}" for s in steps], "samples seen": [f"{s * budget.batch:,}" for s in steps]}
-    for size in sizes():
+    for size in sizes_of(budget):
         row = []
         for number in steps:
             key = key_of(PAPER, dataclasses.replace(budget, size=size, steps=number))
@@ -109,6 +110,7 @@ def show(known: dict, steps: Sequence[int], budget: Budget, picture: Path) -> st
         "a": row(best[2], drawn[:, 2]),
         "B (D in thousands)": row(np.exp(best[3]), np.exp(drawn[:, 3])),
         "b": row(best[4], drawn[:, 4]),
+        "b / (a + b)": row(best[4] / (best[2] + best[4]), drawn[:, 4] / (drawn[:, 2] + drawn[:, 4])),
         "largest deviation, %": [f"{100 * residual.max():.1f}", "-"],
     }
     draw(n, d, loss, best, picture)
@@ -144,12 +146,16 @@ def draw(n: np.ndarray, d: np.ndarray, loss: np.ndarray, best: np.ndarray, path:
 
 def main() -> None:
     """The command line."""
-    place, budget, seeds = arguments(__doc__)
+    place, budget, seeds = arguments(__doc__, seeds="0,1")
     known: dict = {}
-    for one in budgets(budget):
-        known |= measured((PAPER,), seeds, place, one, "law")
+    for steps in steps_of(budget):
+        for size in sizes_of(budget):
+            one = dataclasses.replace(budget, size=size, steps=steps)
+            known |= measured((PAPER,), seeds, place, one, "law")
+    if place.dry:
+        return
     official = place.records == RECORDS
-    text = show(known, STEPS, budget, (DOCS if official else place.work) / "study_law.png")
+    text = show(known, budget, (DOCS if official else place.work) / "study_law.png")
     print(text)
     if official:
         put(DOCS / "results.md", "law", text)

@@ -198,6 +198,8 @@ class Question:
         sure = [arm for arm in self.arms if arm.name in self.confirmed]
         if sure:
             known = measured((self.base, *sure), seeds, place, budget, self.battery)
+        if place.dry:
+            return
         official = place.records == RECORDS
         text = self.show(Figures(known, budget), (DOCS if official else place.work) / f"study_{self.name}.png")
         minutes = [row["seconds"] / 60 for row in known.values()]

@@ -100,6 +100,7 @@ class Place:
     records: Path = RECORDS
     jobs: int = 2
     accelerator: str = "cpu"
+    dry: bool = False
 
     def file(self, battery: str) -> Path:
         """The records of a battery."""
@@ -292,11 +293,14 @@ def job(arm: Arm, place: Place, budget: Budget, seed: int, battery: str) -> dict
 def measured(
     arms: Iterable[Arm], seeds: Sequence[int], place: Place, budget: Budget, battery: str
 ) -> dict[tuple[str, int], Any]:
-    """The records of all arms and seeds; those that are missing are made, seed by seed, `jobs` at a time."""
+    """The records of all arms and seeds; those that are missing are made, seed by seed, `jobs` at a time, or named."""
     records, arms = place.file(battery), list(arms)
     known = read(records)
     missing = [(arm, seed) for seed in seeds for arm in arms if (key_of(arm, budget), seed) not in known]
-    if not missing:
+    if place.dry:
+        names = ", ".join(dict.fromkeys(arm.name for arm, _ in missing)) or "none"
+        print(f"{battery}, {budget.words()}: {len(missing)} of {len(arms) * len(seeds)} not on record ({names})")
+    if not missing or place.dry:
         return known
     place.work.mkdir(parents=True, exist_ok=True)
     place.records.mkdir(parents=True, exist_ok=True)
@@ -319,20 +323,21 @@ def measured(
     return read(records)
 
 
-def arguments(description: str | None) -> tuple[Place, Budget, list[int]]:
-    """The command line of a study: where, which seeds, which budget."""
+def arguments(description: str | None, seeds: str = "0,1,2,3,4") -> tuple[Place, Budget, list[int]]:
+    """The command line of a study: where, which seeds, by default these, which budget."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="folder for worlds and models")
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default=seeds)
     parser.add_argument("--jobs", type=int, default=2, help="models at a time, a thread each")
     parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--dry-run", action="store_true", help="say what is not on record; train and write nothing")
     for entry in dataclasses.fields(Budget):
         parser.add_argument(f"--{entry.name}", type=type(entry.default), default=entry.default)
     given = parser.parse_args()
     budget = Budget(**{entry.name: getattr(given, entry.name) for entry in dataclasses.fields(Budget)})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    place = Place(given.work, given.records, given.jobs, given.accelerator)
+    place = Place(given.work, given.records, given.jobs, given.accelerator, given.dry_run)
     return place, budget, [int(seed) for seed in given.seeds.split(",")]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from show import Question
 from study import Arm, Budget, Place, labelled, model
-from transfer import STEPS, tune
+from transfer import STEPS, tune, tuned_folder
 
 from multimae_eo import checkpoint
 from multimae_eo.finetune_options import LabelledOptions
@@ -59,7 +59,7 @@ def tested(
     """Fine-tune, and the accuracy of the last weights on each subset."""
     source = labelled(place, budget, seed)
     tune(directory, source, data, place, seed, "linear", steps=STEPS["1.00x"])
-    tuned = checkpoint.load_predictor(directory.parent / "finetune" / "last")
+    tuned = checkpoint.load_predictor(tuned_folder(place) / "last")
     kind, setup = task_for(tuned.task), set_up_like(tuned, source)
     found = evidence_of(tuned, kind, setup, "test", place.machine, workers=0, subsets=subsets)
     return {"+".join(s): float(kind.score(e)["accuracy"]) for s, e in zip(subsets, found, strict=True)}

@@ -10,6 +10,7 @@ tiles at 1, 10 and 100 %, and from random weights, which are not to be kept, no 
 Prints a table, draws docs/study_transfer.png and puts the table into docs/results.md.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,8 @@ def tune(
     steps: int,
     init: Init = "pretrained",
 ) -> FinetuneResult:
-    """Fine-tune into the model's folder "finetune", in the place of what was there."""
-    out = directory.parent / "finetune"
+    """Fine-tune into this process's `tuned_folder`, in the place of what was there."""
+    out = tuned_folder(place)
     shutil.rmtree(out, ignore_errors=True)
     optim = FinetuneOptim(
         batch_size=BATCH,
@@ -122,6 +123,11 @@ def tune(
         trainer=place.machine,
     )
     return finetune(options, source)
+
+
+def tuned_folder(place: Place) -> Path:
+    """Where this process fine-tunes: arms that differ in that alone share the folder of a model."""
+    return place.work / "finetune" / str(os.getpid())
 
 
 def accuracy(result: FinetuneResult) -> float:

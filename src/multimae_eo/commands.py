@@ -296,6 +296,11 @@ def _probe(options: ProbeOptions) -> None:
 
 
 def _geobench(options: GeobenchOptions) -> None:
+    if options.dry_run:
+        from multimae_eo.tasks.plan import plan_geobench
+
+        print(plan_geobench(options))
+        return
     from multimae_eo.tasks.geobench import run_geobench
 
     print(f"Wrote {run_geobench(options)}; look at {options.out}/report.html.")

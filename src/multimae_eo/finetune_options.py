@@ -253,6 +253,7 @@ class GeobenchOptions:
         allow_leaks: accept samples that are in two splits.
         refit_on_valid: fit the linear probe again on train and valid once its C is chosen, as torchgeo-bench does.
         workers: processes that read images.
+        dry_run: print the options, how many cells there are and how many of them are done; write nothing.
         finetune: options of fine-tuning where an image has one label.
         finetune_dense: options of fine-tuning where every pixel has one.
         trainer: where to run.
@@ -272,6 +273,7 @@ class GeobenchOptions:
     allow_leaks: bool = False
     refit_on_valid: bool = False
     workers: int = 2
+    dry_run: bool = False
     finetune: FinetuneOptim = field(default_factory=FinetuneOptim)
     finetune_dense: FinetuneOptim = field(default_factory=dense_optim)
     trainer: MachineOptions = field(default_factory=MachineOptions)

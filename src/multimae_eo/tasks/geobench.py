@@ -74,20 +74,12 @@ def run_geobench(options: GeobenchOptions) -> Path:
 
 
 def _run(options: GeobenchOptions) -> Path:
-    options = dataclasses.replace(options, data_root=data_root_of(options))
     prepare(options.trainer, workers=options.workers)
-    cells = list(all_cells(options))
     results = options.out / "results.csv"
-    key = checkpoint.fingerprint(given(options.checkpoint, "checkpoint"))
-    if not cells:
-        raise ConfigError(
-            f"nothing to run: {options.datasets} with protocol {options.protocol}, inputs {options.inputs} and inits "
-            f"{options.inits}. k-NN needs one label per image, and baselines too; an input setting needs its bands."
-        )
     with leaving_nothing(options.out), leaving_nothing(options.out / "features"):
+        options, cells, done = begun(options)
         writable(options.out)
-        done = finished(results, options, key, set(cells)) if results.exists() else set()
-        failed = run_cells(cells, done, options, key)
+        failed = run_cells(cells, done, options, key_of(options))
         if not results.exists():
             raise DataError(f"none of {len(cells)} cells could be run. First: {failed[0]}")
     write_report(results, options.out)
@@ -96,6 +88,24 @@ def _run(options: GeobenchOptions) -> Path:
             f"{len(failed)} of {len(cells)} cells were left out; the others are in '{results}'. First: {failed[0]}"
         )
     return results
+
+
+def begun(options: GeobenchOptions) -> tuple[GeobenchOptions, list[Cell], set[Cell]]:
+    """The options with the folder of the data, every cell to run, and those that are in the table already."""
+    options = dataclasses.replace(options, data_root=data_root_of(options))
+    cells, key = list(all_cells(options)), key_of(options)
+    if not cells:
+        raise ConfigError(
+            f"nothing to run: {options.datasets} with protocol {options.protocol}, inputs {options.inputs} and inits "
+            f"{options.inits}. k-NN needs one label per image, and baselines too; an input setting needs its bands."
+        )
+    results = options.out / "results.csv"
+    return options, cells, finished(results, options, key, set(cells)) if results.exists() else set()
+
+
+def key_of(options: GeobenchOptions) -> str:
+    """The fingerprint of the checkpoint."""
+    return checkpoint.fingerprint(given(options.checkpoint, "checkpoint"))
 
 
 def run_cells(cells: Sequence[Cell], done: set[Cell], options: GeobenchOptions, key: str) -> list[str]:

@@ -1,10 +1,11 @@
-"""A run that is only planned: its options, and how long it will take, from a few measured steps."""
+"""A run that is only planned: its options, and how long it will take, from a few measured steps, or its cells."""
 
 import dataclasses
 import resource
 import statistics
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from multimae_eo import checkpoint
-from multimae_eo.finetune_options import FinetuneOptions
+from multimae_eo.finetune_options import FinetuneOptions, GeobenchOptions
 from multimae_eo.options import PretrainOptions
 from multimae_eo.tasks.finetune import assemble
+from multimae_eo.tasks.geobench import begun
 from multimae_eo.tasks.run import build, build_trainer
 from multimae_eo.tasks.trainer import Machine, as_yaml, make_trainer
 
@@ -106,6 +108,18 @@ def plan_finetune(options: FinetuneOptions) -> str:
         steps,
         None,
     )
+
+
+def plan_geobench(options: GeobenchOptions) -> str:
+    """The options of a protocol and what it comes to: how many cells of each data set, and which are done."""
+    found, cells, done = begun(options)
+    rows = {"cells": f"{len(cells)}, {len(done)} of them done"}
+    for name in dict.fromkeys(cell.dataset for cell in cells):
+        own = Counter(cell.protocol for cell in cells if cell.dataset == name)
+        rows[name] = ", ".join(f"{protocol} {number}" for protocol, number in own.items())
+    rows["writes"] = f"{options.out}; nothing yet"
+    width = max(map(len, rows)) + 1
+    return "\n".join([as_yaml(found), "Plan", *(f"  {name:<{width}}{text}" for name, text in rows.items())])
 
 
 def _page(options: Any, facts: dict[str, str], found: Measured, steps: int, share: int | None) -> str:
