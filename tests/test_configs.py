@@ -1,5 +1,6 @@
 """Every configuration builds and takes two steps at demo size; the targets of full runs plan them."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -12,9 +13,10 @@ from conftest import ROOT
 from geobench_files import write_set
 
 from multimae_eo import MultiMAE, save, sized
-from multimae_eo.cli import main
+from multimae_eo.cli import main, parse
 from multimae_eo.data.geobench_sets import SETS
-from multimae_eo.modalities import INPUT_SETTINGS
+from multimae_eo.modalities import INPUT_SETTINGS, PAPER_INPUTS, PAPER_TARGETS
+from multimae_eo.options import PretrainOptions
 from multimae_eo.tasks import task
 
 SMALL = shlex.split(
@@ -32,6 +34,23 @@ FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 def test_two_steps(path, tmp_path, world):
     main(["pretrain", "--config", str(path), "--data.root", str(world), "--out", str(tmp_path / "run"), *SMALL])
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "inputs"),
+    [
+        ([], PAPER_INPUTS),
+        (["--recipe", "v2"], ("rgb", "red_edge", "swir", "nir", "elevation:sample")),
+        (["--recipe", "v2", "--model.size", "demo"], ("rgb", "red_edge", "swir", "nir", "elevation:sample")),
+        (["--recipe", "v2", "--model.inputs", "[rgb, land_cover]"], ("rgb", "land_cover")),
+    ],
+)
+def test_what_a_recipe_feeds(given, inputs):
+    parsed = PretrainOptions(**vars(parse(["pretrain", *given])[1]))
+    of_demo = parse(["demo", *(word.replace("--", "--pretrain.") for word in given)])[1].pretrain
+    for options in (parsed, of_demo, dataclasses.replace(parsed, seed=1)):
+        assert options.model.config().inputs == inputs
+        assert options.model.config().targets == PAPER_TARGETS
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
     elsewhere = dataclasses.replace(options, data=dataclasses.replace(options.data, root=root))
     found |= {f"shifted {view}": loss for view, loss in losses(directory, elsewhere).items()}
     for kind, setting in (("class", "all"), ("class", "rgb-only"), ("shifted-class", "all")):
-        if setting == "all" or set(INPUT_SETTINGS[setting].modalities) <= set(options.model.inputs):
+        if setting == "all" or set(INPUT_SETTINGS[setting].modalities) <= set(options.model.config().inputs):
             for name, accuracy in probes(directory, place, budget, seed, kind, setting).items():
                 found[f"{kind} {setting} {name}"] = accuracy
     return found

@@ -323,8 +323,10 @@ def measured(
     return read(records)
 
 
-def arguments(description: str | None, seeds: str = "0,1,2,3,4") -> tuple[Place, Budget, list[int]]:
-    """The command line of a study: where, which seeds, by default these, which budget."""
+def arguments(
+    description: str | None, seeds: str = "0,1,2,3,4", **defaults: int | str
+) -> tuple[Place, Budget, list[int]]:
+    """The command line of a study: where, which seeds, which budget; by default these."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -335,7 +337,8 @@ def arguments(description: str | None, seeds: str = "0,1,2,3,4") -> tuple[Place,
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--dry-run", action="store_true", help="say what is not on record; train and write nothing")
     for entry in dataclasses.fields(Budget):
-        parser.add_argument(f"--{entry.name}", type=type(entry.default), default=entry.default)
+        value = defaults.get(entry.name, entry.default)
+        parser.add_argument(f"--{entry.name}", type=type(entry.default), default=value)
     given = parser.parse_args()
     budget = Budget(**{entry.name: getattr(given, entry.name) for entry in dataclasses.fields(Budget)})
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -66,7 +66,7 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
     trained = Arm(arm.name, {name: value for name, value in arm.changes.items() if name != "init"})
     directory, options = model(trained, place, budget, seed)
     found: dict[str, float] = {}
-    for setting in settings_of(list(options.model.inputs)):
+    for setting in settings_of(list(options.model.config().inputs)):
         of = probes(directory, place, budget, seed, "class", setting, init)
         found |= {f"class {setting} {name}": value for name, value in of.items()}
         if init not in ("pretrained", "random"):

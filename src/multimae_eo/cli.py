@@ -58,6 +58,7 @@ def extra_for(command: str, module: str) -> str | None:
 # What the parser says in words of its own, and what it means.
 _NO_CODE = r"config: '\1' is not accepted as class_path: an option is a value, neither code nor another file."
 _MEANT = (
+    (r"Does not validate .* Expected a <class 'list'> .*Given value: (.*)\.$", r"Expected a list. Got value: \1."),
     (r"^Unexpected config:.*", "config: the file holds no options; expected lines such as 'seed: 1'."),
     (r"^Option '([\w.]+)' is not accepted\.$", r"option '\1' is not accepted."),
     (r"^(?:Parser key .*: )?Importing '([^']*)' is not allowed, .*", _NO_CODE),
