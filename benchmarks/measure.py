@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from write_tables import table
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Table:
     def markdown(self) -> str:
         """The rows as a table in Markdown."""
         head = ["what", "median (lowest to highest)", "rival", "its median", "ratio", "target"]
-        lines = [head, ["---"] * len(head)]
+        lines = []
         for row in self.rows:
             spread = f" ({number(row.low)} to {number(row.high)})" if row.low is not None else ""
             value = "not measured" if row.value is None else f"{number(row.value)} {row.unit}{spread}"
@@ -94,7 +95,7 @@ class Table:
                 "" if x is None else f"{x:.2f}" if abs(x) >= 0.005 else number(x) for x in (row.ratio, row.target)
             )
             lines.append([row.name, value, row.rival, rival, ratio, target])
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return table(head, lines)
 
     def finish(self, path: Path | None) -> None:
         """Print the table; with a path, write name, value, unit, rival, ratio and target of every row there."""

@@ -7,19 +7,29 @@ FOLDER/NAME.md goes between the lines `<!-- NAME -->` and `<!-- end of NAME -->`
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Put a text between its markers in a page, in the place of what stands there."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(start)
+    page.write_text(f"{before}{start}\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def main(folder: Path, page: Path) -> None:
     """Rewrite the page."""
-    text = page.read_text()
-    for name in re.findall(r"<!-- end of (\w+) -->", text):
-        table = folder / f"{name}.md"
-        if table.is_file():
-            start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-            before, rest = text.split(start)
-            text = f"{before}{start}\n{table.read_text()}\n{end}{rest.split(end)[1]}"
-    page.write_text(text)
+    for name in re.findall(r"<!-- end of (\w+) -->", page.read_text()):
+        found = folder / f"{name}.md"
+        if found.is_file():
+            put(page, name, found.read_text().rstrip("\n"))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ FOLDER/NAME.json goes as a table between the lines `<!-- NAME -->` and `<!-- end
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from write_tables import main as put_in
+from write_tables import table
 
 
 def kills(found: Any) -> str:
@@ -42,12 +43,6 @@ def fuzz(found: Any) -> str:
         )
         rows.append((name, inputs, accepted, refused, f"{seconds:.0f} s"))
     return table(("reader", "inputs", "accepted", "refused with our own error", "took"), rows)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
 TABLES: dict[str, Callable[[Any], str]] = {"kills": kills, "soak": soak, "fuzz": fuzz}

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from show import DOCS, put, table
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from measure import arguments, interleaved, machine
+from show import DOCS, put, turned
 from step import operations, prepared, steps
 
 from multimae_eo.config import num_parameters
@@ -90,7 +89,7 @@ def main(size: str, batch: int, runs: int) -> None:
         columns[f"{count} H200"] = cells
     text = "\n".join(
         [
-            table(columns),
+            turned(columns),
             "",
             f"Per sample: {per_sample / 1e9:.1f} GFLOP, {kept / 1e6:.1f} MB kept for the backward pass, "
             f"{tile / 1e3:.1f} KB read.",

@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from show import Question
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from show import DOCS, Question
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from study import PAPER, Arm, Budget, Place, model, tiles_elsewhere
+from study import PAPER, RECORDS, Arm, Budget, Place, arguments, model, options_of, tiles_elsewhere
 
 from multimae_eo import checkpoint
 from multimae_eo.codecs import codec_for
@@ -31,14 +34,14 @@ from multimae_eo.config import ModelConfig
 from multimae_eo.data.packed import open_tiles
 from multimae_eo.maps.fill import random_part, view_of
 from multimae_eo.maps.options import FillOptions
-from multimae_eo.modalities import Categorical, parse_view
+from multimae_eo.modalities import Categorical, Modality, parse_view
 from multimae_eo.model import MultiMAE
 from multimae_eo.options import PretrainOptions
-from multimae_eo.raster import Batch
+from multimae_eo.raster import Batch, Raster
 from multimae_eo.tasks.examples import VALIDATE, ExampleSource, Prepare, spread
+from multimae_eo.visualize import save_figure
 
 KINDS = ()  # no labelled worlds
-TARGETS = ("rgb", "red_edge", "swir", "nir", "elevation", "land_cover")
 WORLDS = {"other": "another world", "shifted": "shifted"}
 FITTED, PIXELS = 2_000, 50  # tiles that the simple predictors are fitted to, and pixels of each
 BATCH = 32
@@ -61,11 +64,16 @@ def errors(
     """The errors of a predictor of a model's targets on the validation tiles of some data sets; see `measure`."""
     mae = checkpoint.load_model(directory).eval()
     found = {}
-    for target in TARGETS:
-        predict = predictor_of(predictor, mae, view_of(mae, target), options, seed)
+    for target, view in targets_of(mae).items():
+        predict = predictor_of(predictor, mae, view, options, seed)
         for kind, root in roots.items():
-            found[kind, target] = error_of(predict, mae, view_of(mae, target), examples(root, mae.config, options))
+            found[kind, target] = error_of(predict, mae, view, examples(root, mae.config, options))
     return found
+
+
+def targets_of(mae: MultiMAE) -> dict[str, str]:
+    """The view in which each modality is filled in, of all that a model predicts."""
+    return {decoder.modality: view_of(mae, decoder.modality) for _, decoder in mae.views()}
 
 
 def predictor_of(name: str, mae: MultiMAE, view: str, options: PretrainOptions, seed: int) -> Predictor:
@@ -193,7 +201,8 @@ def at(edge: int, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 def error_of(predict: Predictor, mae: MultiMAE, view: str, batches: Iterator[Batch]) -> float:
     """The error over all valid pixels and bands, in the units of `measure`."""
     decoder = dict(mae.views())[view]
-    classes = isinstance(mae.config.modalities[decoder.modality], Categorical)
+    modality = mae.config.modalities[decoder.modality]
+    classes = isinstance(modality, Categorical)
     total, number = 0.0, 0
     for batch in batches:
         raster = batch[decoder.modality]
@@ -204,7 +213,49 @@ def error_of(predict: Predictor, mae: MultiMAE, view: str, batches: Iterator[Bat
         number += int(valid.sum())
     if classes:
         return 100 * total / number
-    return (total / number) ** 0.5 * (1.0 if decoder.modality == "elevation" else 0.01)
+    return (total / number) ** 0.5 * (0.01 if modality.unit == "reflectance x 10000" else 1.0)
+
+
+@torch.no_grad()
+def draw(predictors: Mapping[str, str], mae: MultiMAE, options: PretrainOptions, root: Path, path: Path) -> Path:
+    """Draw a validation tile of a data set: a row per modality, what is there, and what each predictor makes of it.
+
+    predictors: {title: name}. Bands have the same stretch in a row; of more than three, or two, the first is shown.
+    """
+    batch = next(examples(root, mae.config, options))
+    one: Batch = {name: Raster(*(part[:1] for part in raster)) for name, raster in batch.items()}
+    views = targets_of(mae)
+    figure = Figure(figsize=(1.5 * (len(predictors) + 1) + 1.4, 1.5 * len(views) + 0.6), dpi=110, layout="constrained")
+    axes = figure.subplots(len(views), len(predictors) + 1, squeeze=False)
+    for row, (name, view) in zip(axes, views.items(), strict=True):
+        decoder, modality = dict(mae.views())[view], mae.config.modalities[name]
+        maps = {"measured": one[name].values[0].float()}
+        for title, predictor in predictors.items():
+            predict = predictor_of(predictor, mae, view, options, 0)
+            maps[title] = decoder.codec.decode(predict(one), one[name])[0].float()
+        for axis, (title, values) in zip(row, maps.items(), strict=True):
+            axis.imshow(painted(values.numpy(), maps["measured"].numpy(), modality), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if row is axes[0]:
+                axis.set_title(title, fontsize=8)
+        row[0].set_ylabel(name.replace("_", " "), fontsize=8)
+    known = [m for m in mae.config.modalities.values() if isinstance(m, Categorical)]
+    handles = [Patch(color=c.color, label=c.name) for m in known for c in m.classes]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=6, frameon=False)
+    return save_figure(figure, path)
+
+
+def painted(values: np.ndarray, measured: np.ndarray, modality: Modality) -> np.ndarray:
+    """Values [c, h, w] as colours [h, w, 3], stretched as what was measured."""
+    if isinstance(modality, Categorical):
+        colors = {c.code: matplotlib.colors.to_rgb(c.color) for c in modality.classes}
+        return np.array([[colors.get(int(code), (0.45, 0.45, 0.45)) for code in row] for row in values[0]])
+    shown = [0, 1, 2] if len(values) == 3 else [0]
+    low, high = np.percentile(measured[shown], (1, 99))
+    scaled = np.clip((values[shown] - low) / max(high - low, 1e-6), 0, 1)
+    if len(shown) == 3:
+        return scaled.transpose(1, 2, 0)
+    return matplotlib.colormaps[modality.colormap](scaled[0])[..., :3]
 
 
 NAMES = {
@@ -235,5 +286,14 @@ FILLING = Question(
     same_axis=False,
 )
 
+SHOWN = {"filled in": "fill", "all tokens at once": "all", "linear": "linear", "boosted trees": "boosted"}
+
 if __name__ == "__main__":
     FILLING.answer(__doc__)
+    place, budget, seeds = arguments(__doc__)
+    options = options_of(PAPER, place, budget, seeds[0])
+    if (options.out / "checkpoint").exists() and not place.dry:  # where it was trained here
+        folder = DOCS if place.records == RECORDS else place.work
+        mae = checkpoint.load_model(options.out / "checkpoint")
+        tiles = tiles_elsewhere(place, budget, shifted=False)
+        print(draw(SHOWN, mae, options, tiles, folder / "study_filling_tile.png"))

@@ -19,7 +19,7 @@ from frozen import losses
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from scipy.optimize import least_squares
-from show import DOCS, Interval, put, table
+from show import DOCS, Interval, put, turned
 from study import PAPER, RECORDS, WIDTHS, Arm, Budget, Place, arguments, key_of, measured, model
 
 from multimae_eo.config import SIZES
@@ -114,7 +114,7 @@ def show(known: dict, budget: Budget, picture: Path) -> str:
         "largest deviation, %": [f"{100 * residual.max():.1f}", "-"],
     }
     draw(n, d, loss, best, picture)
-    return f"{table(cells)}\n\n{table(found)}"
+    return f"{turned(cells)}\n\n{turned(found)}"
 
 
 def draw(n: np.ndarray, d: np.ndarray, loss: np.ndarray, best: np.ndarray, path: Path) -> Path:

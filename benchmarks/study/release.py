@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from frozen import measure, probes
-from show import DOCS, table
+from show import DOCS, turned
 from study import PARTITIONS, RECORDS, Arm, Budget, Place, arguments, model, worlds
 
 from multimae_eo import checkpoint, visualize
@@ -103,7 +103,7 @@ def card_of(out: Path, place: Place, budget: Budget, seed: int, spoilt: float) -
             *("", "## How good it is", ""),
             "Frozen features of Sentinel-2 and elevation, shares of the labels, one seed; twelve states of the ground",
             "of synthetic places that it has not seen; the protocol is that of the project's page of results.",
-            *("", table(rows), ""),
+            *("", turned(rows), ""),
             "Loss on held-out tiles: " + ", ".join(f"`{view}` {loss:.3f}" for view, loss in losses.items()) + ".",
             "",
             f"![Held-out tiles: what is there, what was shown, what the model makes of it]({PICTURE})",

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from scipy.stats import t as student
 from study import RECORDS, Arm, Budget, arguments, key_of, measured
 
 from multimae_eo.visualize import save_figure
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from write_tables import put, table
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCREENED = 2  # seeds of every arm; those that are confirmed have all
@@ -138,13 +142,6 @@ def forest(
     return save_figure(figure, path)
 
 
-def put(page: Path, name: str, text: str) -> None:
-    """Put what a study found between its markers in a page, `<!-- NAME -->` and `<!-- end of NAME -->`."""
-    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    before, rest = page.read_text().split(start)
-    page.write_text(f"{before}{start}\n{text}\n\n{end}{rest.split(end)[1]}")
-
-
 @dataclass(frozen=True)
 class Question:
     """Arms that are compared with a base: all on two seeds, those that are confirmed on all of them.
@@ -186,7 +183,7 @@ class Question:
         title = f"{self.title}: difference from {self.base.name}\n{figures.budget.words()}"
         unit = f"difference, in points ({self.unit})" if self.same_axis else f"difference, {self.unit}"
         forest(panels, picture, title=title, unit=unit, same_axis=self.same_axis)
-        return f"{table(values)}\n\n{table(differences)}"
+        return f"{turned(values)}\n\n{turned(differences)}"
 
     def answer(self, description: str | None) -> None:
         """The command line: train what is missing, print the table, draw the picture; put both into the docs.
@@ -208,10 +205,9 @@ class Question:
             put(DOCS / "results.md", self.name, text)
 
 
-def table(columns: Mapping[str, Sequence[str]]) -> str:
+def turned(columns: Mapping[str, Sequence[str]]) -> str:
     """Columns under their names in Markdown, turned to rows where these are fewer."""
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     if len(columns) > len(rows):
         rows = list(zip(*rows, strict=True))
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return table(rows[0], rows[1:])
