@@ -160,7 +160,7 @@ def test_one_statistics_for_all_products():
 def test_what_is_on_record_is_not_done_again(tmp_path, monkeypatch):
     """In a process of its own, with a battery that takes no time."""
     (tmp_path / "stub.py").write_text(
-        "KINDS = ()\n\ndef measure(arm, place, budget, seed):\n    return {'x': len(arm.name) + seed}\n"
+        "KINDS = ()\n\ndef measure(arm, place, budget, seed):\n    return {'x': 6 / (arm.name != 'bad') - 1 + seed}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     place, other = Place(tmp_path / "work", tmp_path / "records", jobs=1), Arm("other", {"seed": 1})
@@ -170,6 +170,11 @@ def test_what_is_on_record_is_not_done_again(tmp_path, monkeypatch):
         assert len(records) == len(file.read_text().splitlines()) == count
     assert Figures(records, TINY).values(PAPER, "x", [0, 1]) == [5.0, 6.0]
     assert json.loads(file.read_text().splitlines()[-1])["changes"] == {"seed": 1}
+    # one that fails ends no other
+    bad, good = Arm("bad", {"seed": 2}), Arm("good", {"seed": 3})
+    with pytest.raises(SystemExit, match="1 of 2 failed; first: bad, seed 0: .*division by zero"):
+        measured((bad, good), [0], place, TINY, "stub")
+    assert json.loads(file.read_text().splitlines()[-1])["changes"] == {"seed": 3}
 
 
 @pytest.mark.slow

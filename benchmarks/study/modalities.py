@@ -16,10 +16,18 @@ SPECTRAL, RELIEF, LAND_COVER = ("rgb", "red_edge", "swir", "nir"), "elevation:sa
 
 
 def fed(name: str, *views: str) -> Arm:
-    """A model with these views as inputs and targets, and RGB per patch as a target, as the paper has it."""
+    """A model with these views as inputs and targets, and RGB per patch as a target, as the paper has it.
+
+    Of one modality, a tile can have fewer valid tokens than are to be visible.
+    """
     return Arm(
         name,
-        {"model.inputs": list(views), "model.targets": [*views, "rgb:patch"], "mask.num_visible": VISIBLE},
+        {
+            "model.inputs": list(views),
+            "model.targets": [*views, "rgb:patch"],
+            "mask.num_visible": VISIBLE,
+            "mask.short_samples": "mask",
+        },
     )
 
 

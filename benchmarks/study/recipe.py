@@ -20,7 +20,7 @@ RECIPE = Question(
     base=PAPER,
     arms=(
         Arm("visible: 1/12", {"mask.num_visible": 24}),
-        Arm("visible: 1/3", {"mask.num_visible": 98}),
+        Arm("visible: 1/3", {"mask.num_visible": 98, "mask.short_samples": "mask"}),  # some tiles have fewer
         Arm("alpha: 0.5", {"mask.alpha": 0.5}),
         Arm("alpha: 4", {"mask.alpha": 4.0}),
         Arm("decoders: half as wide", {"model.decoder_dim": 16}),

@@ -304,22 +304,30 @@ def measured(
         return known
     place.work.mkdir(parents=True, exist_ok=True)
     place.records.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
+    context, failed = multiprocessing.get_context("spawn"), []
     with ProcessPoolExecutor(place.jobs, mp_context=context) as pool, ExitStack() as stack:
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an error ends what is running, and no more
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an interrupt ends what is running, and no more
         wanted = list(dict.fromkeys(seed for _, seed in missing))
         print(f"worlds of seeds {', '.join(map(str, wanted))} ...", flush=True)
-        for future in [pool.submit(worlds, place, budget, seed, battery) for seed in wanted]:
-            future.result()
+        for made in [pool.submit(worlds, place, budget, seed, battery) for seed in wanted]:
+            made.result()
         began = time.perf_counter()
         waiting = {pool.submit(job, arm, place, budget, seed, battery): (arm, seed) for arm, seed in missing}
         for done, future in enumerate(as_completed(waiting), start=1):
             arm, seed = waiting[future]
-            with open(records, "a") as file:
-                file.write(json.dumps(future.result()) + "\n")
             minutes = (time.perf_counter() - began) / 60
-            left = minutes / done * (len(missing) - done)
-            print(f"{done}/{len(missing)} {arm.name}, seed {seed}: {minutes:.0f} min, {left:.0f} min left", flush=True)
+            left = f"{minutes:.0f} min, {minutes / done * (len(missing) - done):.0f} min left"
+            try:
+                row = future.result()
+            except Exception as error:  # the others go on: they take hours
+                failed.append(f"{arm.name}, seed {seed}: {error}")
+                print(f"{done}/{len(missing)} failed: {failed[-1]}", flush=True)
+                continue
+            with open(records, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{done}/{len(missing)} {arm.name}, seed {seed}: {left}", flush=True)
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(missing)} failed; first: {failed[0]}")
     return read(records)
 
 

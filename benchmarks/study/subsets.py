@@ -26,7 +26,11 @@ KINDS = ("class",)
 SENTINEL2 = ("rgb", "red_edge", "swir", "nir")
 VIEWS = (*SENTINEL2, "elevation:sample", "sar")
 INPUTS = tuple(parse_view(view).modality for view in VIEWS)
-SIX = {"model.inputs": list(VIEWS), "model.targets": [*PAPER_TARGETS, "sar"]}
+SIX = {
+    "model.inputs": list(VIEWS),
+    "model.targets": [*PAPER_TARGETS, "sar"],
+    "mask.short_samples": "mask",  # a tile without optical images and radar has elevation alone
+}
 # Those for which there are specialists.
 NAMED = {
     "RGB": ("rgb",),

@@ -36,20 +36,27 @@ BATCH = 16
 STEPS = {"0.01x": 75, "0.10x": 150, "1.00x": 400}  # of fine-tuning, by the share of the labels
 VISIBLE = 12  # a quarter of the tokens of one modality, as in MAE
 
+
+def single(name: str, modality: str) -> Arm:
+    """An MAE of one modality, a tile of which can have fewer valid tokens than are to be visible."""
+    return Arm(
+        name,
+        {
+            "model.inputs": [modality],
+            "model.targets": [modality, f"{modality}:patch"],
+            "mask.num_visible": VISIBLE,
+            "mask.short_samples": "mask",
+        },
+    )
+
+
 # The baselines use the paper's model for its sizes and statistics, not its weights.
 ARMS = (
     Arm("random weights", {"init": "random"}),
     Arm("band statistics", {"init": "band_statistics"}),
     Arm("random convolutions", {"init": "random_convolutions"}),
-    Arm("MAE of RGB", {"model.inputs": ["rgb"], "model.targets": ["rgb", "rgb:patch"], "mask.num_visible": VISIBLE}),
-    Arm(
-        "MAE of stacked bands",
-        {
-            "model.inputs": [STACKED.name],
-            "model.targets": [STACKED.name, f"{STACKED.name}:patch"],
-            "mask.num_visible": VISIBLE,
-        },
-    ),
+    single("MAE of RGB", "rgb"),
+    single("MAE of stacked bands", STACKED.name),
 )
 
 
