@@ -172,7 +172,7 @@ def test_what_is_on_record_is_not_done_again(tmp_path, monkeypatch):
     assert json.loads(file.read_text().splitlines()[-1])["changes"] == {"seed": 1}
     # one that fails ends no other
     bad, good = Arm("bad", {"seed": 2}), Arm("good", {"seed": 3})
-    with pytest.raises(SystemExit, match="1 of 2 failed; first: bad, seed 0: .*division by zero"):
+    with pytest.raises(SystemExit, match=r"1 of 2 failed; first: bad, seed 0: .*division by zero"):
         measured((bad, good), [0], place, TINY, "stub")
     assert json.loads(file.read_text().splitlines()[-1])["changes"] == {"seed": 3}
 
