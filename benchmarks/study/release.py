@@ -17,7 +17,7 @@ from study import PARTITIONS, RECORDS, Arm, Budget, Place, arguments, model, wor
 
 from multimae_eo import checkpoint, visualize
 from multimae_eo.integrations.hub import HubModel
-from multimae_eo.modalities import PAPER_INPUTS
+from multimae_eo.modalities import RECIPE_INPUTS
 from multimae_eo.raster import Batch
 from multimae_eo.tasks.run import build
 
@@ -27,7 +27,7 @@ PICTURE = "model_card.png"
 RELEASED = Arm(
     "release",
     {
-        "model.inputs": [view for view in PAPER_INPUTS if view != "land_cover"],
+        "model.inputs": list(RECIPE_INPUTS["v2"]),
         "model.decoder_dim": 64,
         "model.decoder_depth": 1,
     },

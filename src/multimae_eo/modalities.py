@@ -181,6 +181,11 @@ MODALITIES: Mapping[str, Modality] = {m.name: m for m in _ENTRIES}
 # What the paper pre-trains on, as views (docs/model.md, section 5): six modalities, and RGB standardised per patch.
 PAPER_INPUTS = ("rgb", "red_edge", "swir", "nir", "elevation:sample", "land_cover")
 PAPER_TARGETS = (*PAPER_INPUTS, "rgb:patch")
+# What the recipes of pre-training feed. Land cover as a target alone: docs/results.md, "Roles of land cover".
+RECIPE_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "paper": PAPER_INPUTS,
+    "v2": tuple(view for view in PAPER_INPUTS if view != "land_cover"),
+}
 
 
 def fed_by(bands: Iterable[str], modalities: Mapping[str, Modality] = MODALITIES) -> tuple[str, ...]:

@@ -7,7 +7,14 @@ from typing import Literal
 
 from multimae_eo.config import SIZES, ModelConfig, Positions, SizeName
 from multimae_eo.errors import ConfigError
-from multimae_eo.modalities import MODALITIES, PAPER_INPUTS, PAPER_TARGETS, Modality, get_modality
+from multimae_eo.modalities import (
+    MODALITIES,
+    PAPER_INPUTS,
+    PAPER_TARGETS,
+    RECIPE_INPUTS,
+    Modality,
+    get_modality,
+)
 
 
 @dataclass
@@ -185,13 +192,6 @@ class TrainerOptions:
     progress: bool = True
 
 
-# What a recipe feeds. Land cover as a target alone: docs/results.md, "Roles of land cover and elevation".
-RECIPES: Mapping[str, tuple[str, ...]] = {
-    "paper": PAPER_INPUTS,
-    "v2": tuple(view for view in PAPER_INPUTS if view != "land_cover"),
-}
-
-
 @dataclass
 class PretrainOptions:
     """Pre-train a multi-modal masked autoencoder.
@@ -223,7 +223,7 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         if self.model.inputs is None:
-            self.model = replace(self.model, inputs=list(RECIPES[self.recipe]))
+            self.model = replace(self.model, inputs=list(RECIPE_INPUTS[self.recipe]))
 
 
 # The numbers that make sense: the least, and what they stay below (None: no bound).
