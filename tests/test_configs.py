@@ -116,9 +116,10 @@ def test_full_geobench_is_planned(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_studies_are_planned():
+def test_full_studies_are_planned(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (ROOT / "docs").glob("study_*.png")}
-    out = full("full-studies", "ALL_STUDIES=transfer law")
+    out = full("full-studies", "ALL_STUDIES=transfer filling law", f"MORE=--work {tmp_path / 'work'}")
     assert "\ntransfer, small, 20,000 steps of 256 of 100,000 tiles: " in "\n" + out
     assert "law, base" in out
+    assert not (tmp_path / "work").exists()
     assert {p: p.stat().st_mtime_ns for p in (ROOT / "docs").glob("study_*.png")} == before

@@ -26,7 +26,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from study import PAPER, RECORDS, Arm, Budget, Place, arguments, model, options_of, tiles_elsewhere
+from study import PAPER, RECORDS, Arm, Budget, Place, arguments, folder_of, model, options_of, tiles_elsewhere
 
 from multimae_eo import checkpoint
 from multimae_eo.codecs import codec_for
@@ -291,9 +291,8 @@ SHOWN = {"filled in": "fill", "all tokens at once": "all", "linear": "linear", "
 if __name__ == "__main__":
     FILLING.answer(__doc__)
     place, budget, seeds = arguments(__doc__)
-    options = options_of(PAPER, place, budget, seeds[0])
-    if (options.out / "checkpoint").exists() and not place.dry:  # where it was trained here
+    trained = folder_of(PAPER, place, budget, seeds[0]) / "checkpoint"
+    if trained.exists() and not place.dry:
+        options, tiles = options_of(PAPER, place, budget, seeds[0]), tiles_elsewhere(place, budget, shifted=False)
         folder = DOCS if place.records == RECORDS else place.work
-        mae = checkpoint.load_model(options.out / "checkpoint")
-        tiles = tiles_elsewhere(place, budget, shifted=False)
-        print(draw(SHOWN, mae, options, tiles, folder / "study_filling_tile.png"))
+        print(draw(SHOWN, checkpoint.load_model(trained), options, tiles, folder / "study_filling_tile.png"))

@@ -206,7 +206,7 @@ def worlds(place: Place, budget: Budget, seed: int, battery: str) -> None:
 def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOptions:
     """How an arm is pre-trained."""
     options = demo_options()
-    options.seed, options.out, options.resume = seed, place.work / "models" / f"{key_of(arm, budget)}-{seed}", True
+    options.seed, options.out, options.resume = seed, folder_of(arm, place, budget, seed), True
     options.model.size = cast(Any, budget.size)
     if budget.size in WIDTHS:
         cast(dict[str, Any], SIZES)[budget.size] = WIDTHS[budget.size]
@@ -231,6 +231,11 @@ def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOpt
             raise AttributeError(f"no option '{name}'")
         setattr(section, last, value)
     return options
+
+
+def folder_of(arm: Arm, place: Place, budget: Budget, seed: int) -> Path:
+    """Where a model is trained."""
+    return place.work / "models" / f"{key_of(arm, budget)}-{seed}"
 
 
 def key_of(arm: Arm, budget: Budget) -> str:
