@@ -236,7 +236,7 @@ def draw(predictors: Mapping[str, str], mae: MultiMAE, options: PretrainOptions,
         for axis, (title, values) in zip(row, maps.items(), strict=True):
             axis.imshow(painted(values.numpy(), maps["measured"].numpy(), modality), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            if row is axes[0]:
+            if name == next(iter(views)):
                 axis.set_title(title, fontsize=8)
         row[0].set_ylabel(name.replace("_", " "), fontsize=8)
     known = [m for m in mae.config.modalities.values() if isinstance(m, Categorical)]
