@@ -133,7 +133,7 @@ study: install
 	for name in $(STUDIES); do $(BIN)/python benchmarks/study/$$name.py || exit; done
 
 # What needs GPUs and the data (docs/full_scale.md), a target each; DATA is the folder of the data, MORE any further options.
-# DRY=true says what each would come to, and writes nothing.
+# DRY=true says what each would come to, and writes nothing; full-bench takes minutes and has no such plan.
 DRY ?= false
 CHECKPOINT ?= runs/mmearth64/checkpoint
 BUDGET ?= --size small --tiles 100000 --steps 20000 --batch 256

@@ -18,8 +18,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def put(page: Path, name: str, text: str) -> None:
-    """Put a text between its markers in a page, in the place of what stands there."""
+    """Put a text between its markers in a page, in the place of what stands there; without markers, say so."""
     start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    if start not in page.read_text():  # what was found took hours, and must not be lost in an error
+        print(f"{page} has no markers for {name}; it stays as it is")
+        return
     before, rest = page.read_text().split(start)
     page.write_text(f"{before}{start}\n{text}\n\n{end}{rest.split(end)[1]}")
 

@@ -106,6 +106,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter\n")
     for text in ("first", "new"):
         put(page, "a", text)
+    put(page, "b", "has no place")
     assert page.read_text() == "before\n<!-- a -->\n\nnew\n\n<!-- end of a -->\nafter\n"
 
 

@@ -22,6 +22,7 @@ from show import DOCS, put, turned
 from step import operations, prepared, steps
 
 from multimae_eo.config import num_parameters
+from multimae_eo.data.packed import Packed
 from multimae_eo.options import OptimOptions
 from multimae_eo.tasks.pretrain import PretrainTask
 
@@ -60,7 +61,8 @@ def main(size: str, batch: int, runs: int) -> None:
         kept = kept_per_sample(task, given, batch)
         _, step = steps(task, compiled=False)["eager"]
         seconds = interleaved({"step": partial(step, *given)}, runs=runs, warmup=1)["step"]
-        tile = data.tiles.index.record.itemsize  # type: ignore[attr-defined]
+        assert isinstance(data.tiles, Packed)
+        tile = data.tiles.record.itemsize
     per_sample, samples = 3 * (encoder + decoders), TILES * RECIPE.epochs
     state = 16 * num_parameters(task.model.config)
     here = batch / statistics.median(seconds)

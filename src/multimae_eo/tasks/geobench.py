@@ -77,9 +77,9 @@ def _run(options: GeobenchOptions) -> Path:
     prepare(options.trainer, workers=options.workers)
     results = options.out / "results.csv"
     with leaving_nothing(options.out), leaving_nothing(options.out / "features"):
-        options, cells, done = begun(options)
+        options, cells, done, key = begun(options)
         writable(options.out)
-        failed = run_cells(cells, done, options, key_of(options))
+        failed = run_cells(cells, done, options, key)
         if not results.exists():
             raise DataError(f"none of {len(cells)} cells could be run. First: {failed[0]}")
     write_report(results, options.out)
@@ -90,22 +90,21 @@ def _run(options: GeobenchOptions) -> Path:
     return results
 
 
-def begun(options: GeobenchOptions) -> tuple[GeobenchOptions, list[Cell], set[Cell]]:
-    """The options with the folder of the data, every cell to run, and those that are in the table already."""
+def begun(options: GeobenchOptions) -> tuple[GeobenchOptions, list[Cell], set[Cell], str]:
+    """The options with the folder of the data, every cell, those that are in the table, the checkpoint's fingerprint.
+
+    Raises ConfigError where there is nothing to run, and as `finished` does; CheckpointError.
+    """
     options = dataclasses.replace(options, data_root=data_root_of(options))
-    cells, key = list(all_cells(options)), key_of(options)
+    cells, key = list(all_cells(options)), checkpoint.fingerprint(given(options.checkpoint, "checkpoint"))
     if not cells:
         raise ConfigError(
             f"nothing to run: {options.datasets} with protocol {options.protocol}, inputs {options.inputs} and inits "
             f"{options.inits}. k-NN needs one label per image, and baselines too; an input setting needs its bands."
         )
     results = options.out / "results.csv"
-    return options, cells, finished(results, options, key, set(cells)) if results.exists() else set()
-
-
-def key_of(options: GeobenchOptions) -> str:
-    """The fingerprint of the checkpoint."""
-    return checkpoint.fingerprint(given(options.checkpoint, "checkpoint"))
+    done = finished(results, options, key, set(cells)) if results.exists() else set()
+    return options, cells, done, key
 
 
 def run_cells(cells: Sequence[Cell], done: set[Cell], options: GeobenchOptions, key: str) -> list[str]:

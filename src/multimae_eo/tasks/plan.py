@@ -112,7 +112,7 @@ def plan_finetune(options: FinetuneOptions) -> str:
 
 def plan_geobench(options: GeobenchOptions) -> str:
     """The options of a protocol and what it comes to: how many cells of each data set, and which are done."""
-    found, cells, done = begun(options)
+    found, cells, done, _ = begun(options)
     rows = {"cells": f"{len(cells)}, {len(done)} of them done"}
     for name in dict.fromkeys(cell.dataset for cell in cells):
         own = Counter(cell.protocol for cell in cells if cell.dataset == name)
