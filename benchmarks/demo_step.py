@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import default_collate
 
 from multimae_eo.data.synthetic import generate
 from multimae_eo.losses import reconstruction_losses
-from multimae_eo.masking import place_mask
 from multimae_eo.options import demo_options
 from multimae_eo.tasks.examples import TRAIN
 from multimae_eo.tasks.run import build
@@ -40,18 +38,18 @@ def main(decoder_dim: int | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.data.root = generate(folder, tiles=100)
         task, data = build(options)
-        examples, rows = data.examples(TRAIN), data.rows["train"].tolist()
-        batch = default_collate([examples[0, row] for row in rows[:32]])
+        source, chosen = data.examples(TRAIN), [(0, row) for row in data.rows["train"].tolist()[:32]]
+        examples = source.__getitems__(chosen)
         optimizer = torch.optim.AdamW(task.parameters(), fused=True)
 
         def step() -> None:
-            mask = place_mask(task.model.encoder.valid_tokens(batch.batch), batch.noise, options.mask.num_visible)
-            losses = reconstruction_losses(task.model, task.model(batch.batch, mask), batch.batch, mask)
+            batch, mask = task.prepare(examples)
+            losses = reconstruction_losses(task.model, task.model(batch, mask), batch, mask)
             losses.mean().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        print(f"one example        {median(lambda: [examples[0, row] for row in rows[:32]], 10) / 32:7.2f} ms")
+        print(f"one example        {median(lambda: source.__getitems__(chosen), 10) / 32:7.2f} ms")
         for threads in (1, 2):
             torch.set_num_threads(threads)
             print(f"a step, {threads} thread(s) {median(step, 20):7.0f} ms")

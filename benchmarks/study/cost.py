@@ -18,8 +18,9 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from measure import arguments, interleaved, machine
-from show import DOCS, put, turned
+from show import put, turned
 from step import operations, prepared, steps
+from study import DOCS
 
 from multimae_eo.config import num_parameters
 from multimae_eo.data.packed import Packed

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from show import DOCS, Question
+from show import Question
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from study import PAPER, RECORDS, Arm, Budget, Place, arguments, folder_of, model, options_of, tiles_elsewhere
+from study import PAPER, Arm, Budget, Place, arguments, folder_of, model, options_of, tiles_elsewhere
 
 from multimae_eo import checkpoint
 from multimae_eo.codecs import codec_for
@@ -294,5 +294,4 @@ if __name__ == "__main__":
     trained = folder_of(PAPER, place, budget, seeds[0]) / "checkpoint"
     if trained.exists() and not place.dry:
         options, tiles = options_of(PAPER, place, budget, seeds[0]), tiles_elsewhere(place, budget, shifted=False)
-        folder = DOCS if place.records == RECORDS else place.work
-        print(draw(SHOWN, checkpoint.load_model(trained), options, tiles, folder / "study_filling_tile.png"))
+        print(draw(SHOWN, checkpoint.load_model(trained), options, tiles, place.picture("study_filling_tile")))

@@ -7,35 +7,41 @@ Encoders of three widths (48, 96, 192; four blocks, the demo's decoders), each t
 the sum over all views, as in training, on held-out tiles of the same world. Fitted is L = E + A / N^a + B / D^b, N
 numbers in the encoder's blocks, D samples seen (Hoffmann et al. 2022, "Training compute-optimal large language models",
 equation 2), by least squares of logarithms; intervals by a bootstrap over the seeds' points. The best size for C
-operations would grow as C^(b / (a + b)). With --size other than demo: tiny, small and base. Prints both tables, draws
-docs/study_law.png, and puts the tables into docs/results.md. `cost.py` says what the full run would cost.
+operations would grow as C^(b / (a + b)). Beside the loss, what users are after: the accuracy of frozen features, the
+mean of k-NN and linear probe at three shares of the labels. With --size other than demo: tiny, small and base. Prints
+the tables, draws docs/study_law.png, and puts the tables into docs/results.md. `cost.py` says what the full run would
+cost.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from frozen import losses
+from frozen import losses, probes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from scipy.optimize import least_squares
-from show import DOCS, Interval, put, turned
-from study import PAPER, RECORDS, WIDTHS, Arm, Budget, Place, arguments, key_of, measured, model
+from show import ACCURACIES, Figures, publish, turned
+from study import PAPER, WIDTHS, Arm, Budget, Place, arguments, measured, model
 
 from multimae_eo.config import SIZES
 from multimae_eo.visualize import save_figure
 
-KINDS = ()  # no labelled worlds
+KINDS = ("class",)
+LOSS, ACCURACY = "loss", next(iter(ACCURACIES))
 LONGER = (0.25, 0.5, 1, 2)  # how many times the steps of the budget
 BOOTSTRAPS = 500
+TOKENS = 50  # per sample, the global one among them
 COLORS = ("#009e73", "#0072b2", "#d55e00")
 
 
 def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, float]:
-    """{"loss": sum over the views on held-out tiles}, and that of each view."""
+    """{"loss": sum over the views on held-out tiles}, that of each view, and accuracies "class all PROBE PARTITION"."""
     directory, options = model(arm, place, budget, seed)
     found = losses(directory, options)
-    return {"loss": sum(found.values()), **found}
+    judged = {f"class all {k}": v for k, v in probes(directory, place, budget, seed, "class", "all").items()}
+    return {LOSS: sum(found.values()), **found, **judged}
 
 
 def steps_of(budget: Budget) -> list[int]:
@@ -45,13 +51,13 @@ def steps_of(budget: Budget) -> list[int]:
 
 def sizes_of(budget: Budget) -> list[str]:
     """From narrow to wide: around the demo, or the named sizes."""
-    return sorted((*WIDTHS, "demo") if budget.size == "demo" else ("tiny", "small", "base"), key=numbers)
+    return sorted((*WIDTHS, "demo") if budget.size == "demo" else ("tiny", "small", "base"), key=millions)
 
 
-def numbers(size: str) -> int:
+def millions(size: str) -> float:
     """Numbers in the blocks of the encoder, without tokenizers: 12 d^2 per block (matrices alone)."""
     entry = {**SIZES, **WIDTHS}[size]
-    return 12 * entry["dim"] ** 2 * entry["depth"]
+    return 12e-6 * entry["dim"] ** 2 * entry["depth"]
 
 
 def law(parameters: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -84,18 +90,17 @@ def bootstrap(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def show(known: dict, budget: Budget, picture: Path) -> str:
-    """The table of losses, that of the law, and the picture."""
-    steps = steps_of(budget)
-    points, cells = [], {"steps": [f"{s:,}" for s in steps], "samples seen": [f"{s * budget.batch:,}" for s in steps]}
-    for size in sizes_of(budget):
-        row = []
-        for number in steps:
-            key = key_of(PAPER, dataclasses.replace(budget, size=size, steps=number))
-            values = [row["measured"]["loss"] for (k, _), row in sorted(known.items()) if k == key]
-            points += [(numbers(size) / 1e6, number * budget.batch / 1e3, value) for value in values]
-            row.append(Interval.of(values).words(2))
-        cells[f"{numbers(size) / 1e6:.2f} million"] = row
-    n, d, loss = np.array(points).T
+    """The table of losses and accuracies, that of the law, and the picture."""
+    steps, points = steps_of(budget), []
+    cells = {"steps": [f"{s:,}" for s in steps], "samples seen": [f"{s * budget.batch:,}" for s in steps]}
+    for word, what, scale, digits in (("loss", LOSS, 1.0, 2), ("accuracy, %", ACCURACY, 100.0, 1)):
+        for size in sizes_of(budget):
+            trained = [Figures(known, dataclasses.replace(budget, size=size, steps=number)) for number in steps]
+            cells[f"{word}, {millions(size):.2f} million"] = [f.of(PAPER, what, scale).words(digits) for f in trained]
+            for number, figures in zip(steps, trained, strict=True):
+                values = figures.values(PAPER, what, figures.seeds(PAPER))
+                points += [(what, millions(size), number * budget.batch / 1e3, scale * value) for value in values]
+    n, d, loss = np.array([point[1:] for point in points if point[0] == LOSS]).T
     best, drawn = fit(n, d, loss), bootstrap(n, d, loss)
     residual = np.abs(np.log(law(best, n, d)) - np.log(loss))
 
@@ -113,34 +118,46 @@ def show(known: dict, budget: Budget, picture: Path) -> str:
         "b / (a + b)": row(best[4] / (best[2] + best[4]), drawn[:, 4] / (drawn[:, 2] + drawn[:, 4])),
         "largest deviation, %": [f"{100 * residual.max():.1f}", "-"],
     }
-    draw(n, d, loss, best, picture)
+    draw({what: np.array([p[1:] for p in points if p[0] == what]) for what in (LOSS, ACCURACY)}, best, picture)
     return f"{turned(cells)}\n\n{turned(found)}"
 
 
-def draw(n: np.ndarray, d: np.ndarray, loss: np.ndarray, best: np.ndarray, path: Path) -> Path:
-    """Losses over samples seen, and over the operations that they took, a colour per width; lines: the law."""
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+def draw(points: Mapping[str, np.ndarray], best: np.ndarray, path: Path) -> Path:
+    """Losses over samples seen and over operations, with the law as lines; accuracies over samples seen.
+
+    points: {LOSS or ACCURACY: [n, 3] of numbers in millions, samples in thousands, value}; a colour per width.
+    """
+    figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[1].sharey(axes[0])
+    n, d, loss = points[LOSS].T
+    _, _, accuracy = points[ACCURACY].T
     fine = np.geomspace(d.min(), d.max(), 50)
     for color, size in zip(COLORS, np.unique(n), strict=True):
-        own = n == size
-        for axis, scale in ((left, 1e3), (right, 6 * size * 1e6 * 50 * 1e3)):  # 50 tokens
+        own, label = n == size, f"{size:.2f} million"
+        for axis, scale in ((axes[0], 1e3), (axes[1], 6 * size * 1e6 * TOKENS * 1e3)):
             axis.plot(d[own] * scale, loss[own], "o", color=color, markersize=4)
-            axis.plot(fine * scale, law(best, np.full(50, size), fine), color=color, label=f"{size:.2f} million")
-    left.set_xlabel("samples seen")
-    right.set_xlabel("operations of the encoder's blocks, 6 N per token")
-    left.set_ylabel("loss on held-out tiles, sum of views")
-    left.legend(title="numbers in the encoder", fontsize=8, title_fontsize=8)
-    for axis in (left, right):
+            axis.plot(fine * scale, law(best, np.full(50, size), fine), color=color, label=label)
+        seen = np.unique(d)
+        means = [accuracy[own & (d == samples)].mean() for samples in seen]
+        axes[2].plot(d[own] * 1e3, accuracy[own], "o", color=color, markersize=4)
+        axes[2].plot(seen * 1e3, means, color=color, label=label)
+    axes[0].set_ylabel("loss on held-out tiles, sum of views")
+    axes[1].set_xlabel("operations of the encoder's blocks, 6 N per token")
+    axes[2].set_ylabel("accuracy of frozen features, %")
+    axes[0].legend(title="numbers in the encoder", fontsize=8, title_fontsize=8)
+    for axis in axes:
         axis.set_xscale("log")
+        axis.grid(which="both", color="0.92")
+        axis.set_axisbelow(True)
+    for axis in axes[:2]:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.yaxis.set_minor_formatter(ScalarFormatter())
-        axis.grid(which="both", color="0.92")
-        axis.set_axisbelow(True)
-    seen = np.unique(d)
-    left.set_xticks(seen * 1e3, [f"{1e3 * number:,.0f}" for number in seen])
-    left.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes[0], axes[2]):
+        axis.set_xlabel("samples seen")
+        axis.set_xticks(seen * 1e3, [f"{1e3 * number:,.0f}" for number in seen])
+        axis.xaxis.set_minor_locator(NullLocator())
     return save_figure(figure, path)
 
 
@@ -154,11 +171,7 @@ def main() -> None:
             known |= measured((PAPER,), seeds, place, one, "law")
     if place.dry:
         return
-    official = place.records == RECORDS
-    text = show(known, budget, (DOCS if official else place.work) / "study_law.png")
-    print(text)
-    if official:
-        put(DOCS / "results.md", "law", text)
+    publish(place, "law", show(known, budget, place.picture("study_law")))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 from frozen import measure, probes
-from show import DOCS, turned
-from study import PARTITIONS, RECORDS, Arm, Budget, Place, arguments, model, worlds
+from show import turned
+from study import DOCS, PARTITIONS, Arm, Budget, Place, arguments, model, worlds
 
 from multimae_eo import checkpoint, visualize
 from multimae_eo.integrations.hub import HubModel
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"{card}\n{out}: {size / 1e6:.1f} MB")
     if size > LARGEST:
         raise SystemExit(f"{size} bytes are more than {LARGEST}")
-    if place.records == RECORDS:
+    if place.official:
         (DOCS / "model_card.md").write_text(card.split("---\n", 2)[2].lstrip())
         shutil.copy(out / PICTURE, DOCS / PICTURE)
 

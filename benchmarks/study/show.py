@@ -10,14 +10,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
-from study import RECORDS, Arm, Budget, arguments, key_of, measured
+from study import DOCS, Arm, Budget, Place, arguments, key_of, measured
 
 from multimae_eo.visualize import save_figure
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from write_tables import put, table
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCREENED = 2  # seeds of every arm; those that are confirmed have all
 
 # What most models are judged by, and how that is called: frozen features of all that labelled tiles have. The first one
@@ -197,12 +196,16 @@ class Question:
             known = measured((self.base, *sure), seeds, place, budget, self.battery)
         if place.dry:
             return
-        official = place.records == RECORDS
-        text = self.show(Figures(known, budget), (DOCS if official else place.work) / f"study_{self.name}.png")
+        publish(place, self.name, self.show(Figures(known, budget), place.picture(f"study_{self.name}")))
         minutes = [row["seconds"] / 60 for row in known.values()]
-        print(f"{text}\n\n{len(minutes)} models on record, {min(minutes):.0f} to {max(minutes):.0f} minutes each")
-        if official:
-            put(DOCS / "results.md", self.name, text)
+        print(f"\n{len(minutes)} models on record, {min(minutes):.0f} to {max(minutes):.0f} minutes each")
+
+
+def publish(place: Place, name: str, text: str) -> None:
+    """Print a text, and put it between its markers in docs/results.md, unless this is a trial."""
+    print(text)
+    if place.official:
+        put(DOCS / "results.md", name, text)
 
 
 def turned(columns: Mapping[str, Sequence[str]]) -> str:

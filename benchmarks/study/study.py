@@ -39,6 +39,7 @@ from multimae_eo.tasks.run import build, run
 from multimae_eo.whole import claimed, written
 
 RECORDS = Path(__file__).parent / "records"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 SETS = {"class": "synthetic-class", "map": "synthetic-map"}
 LARGE = 112  # edge of large tiles in pixels; others have 64, of which pre-training sees 56
 PARTITIONS = ("0.01x", "0.10x", "1.00x")
@@ -105,6 +106,15 @@ class Place:
     def file(self, battery: str) -> Path:
         """The records of a battery."""
         return self.records / f"{battery}.jsonl"
+
+    @property
+    def official(self) -> bool:
+        """Whether the records are those that the docs show; a trial has its own."""
+        return self.records == RECORDS
+
+    def picture(self, name: str) -> Path:
+        """Where a picture goes: into the docs, that of a trial into the working folder."""
+        return (DOCS if self.official else self.work) / f"{name}.png"
 
     @property
     def machine(self) -> MachineOptions:

@@ -149,7 +149,8 @@ def _cover(strip: Strip, target: np.ndarray, predicted: np.ndarray, error: np.nd
 def _legend(figure: Figure, modalities: Sequence[Categorical]) -> None:
     handles = [Patch(color=c.color, label=c.name) for m in modalities for c in m.classes]
     handles += [Patch(color=HIDDEN, label="hidden"), Patch(color=MISSING, label="no data")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=7, frameon=False)
+    columns = min(7, int(figure.get_figwidth() / 1.6))  # inches that the longest name takes
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
 
 
 def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
