@@ -231,13 +231,12 @@ def test_a_law_is_found_again(tmp_path, monkeypatch):
     monkeypatch.setattr(law, "BOOTSTRAPS", 10)
     budget, true = Budget(), np.array([math.log(2), math.log(0.3), 0.4, math.log(8), 0.6])
     known, noise = {}, np.random.default_rng(0)
-    for steps in law.steps_of(budget):
-        for size in law.sizes_of(budget):
-            seen = np.array([law.millions(size)]), np.array([steps * budget.batch / 1e3])
-            key = key_of(PAPER, dataclasses.replace(budget, size=size, steps=steps))
-            for seed in (0, 1):
-                loss = float(law.law(true, *seen)[0]) * math.exp(noise.normal(0, 1e-3))
-                known[key, seed] = {"measured": {"loss": loss, **dict.fromkeys(law.ACCURACY.split(" & "), 0.7)}}
+    for (size, steps), arm in law.points_of(budget).items():
+        seen = np.array([law.millions(size)]), np.array([steps * budget.batch / 1e3])
+        for seed in (0, 1):
+            loss = float(law.law(true, *seen)[0]) * math.exp(noise.normal(0, 1e-3))
+            measured = {"loss": loss, **dict.fromkeys(law.ACCURACY.split(" & "), 0.7)}
+            known[key_of(arm, budget), seed] = {"measured": measured}
     text = law.show(known, budget, tmp_path / "law.png")
     found = {row.split(" | ")[0].strip("| "): row.split(" | ")[1] for row in text.splitlines() if row.startswith("| ")}
     assert float(found["b"]) == pytest.approx(0.6, abs=0.05)

@@ -3,17 +3,16 @@
     python benchmarks/study/law.py [--seeds 0,1] [--work runs/study] [--jobs 2]
 
 Encoders of three widths (48, 96, 192; four blocks, the demo's decoders), each trained anew for 250, 500, 1,000 and
-2,000 steps of 32 tiles, so that every point has its whole schedule of learning rates; these fall with the width. Loss:
-the sum over all views, as in training, on held-out tiles of the same world. Fitted is L = E + A / N^a + B / D^b, N
-numbers in the encoder's blocks, D samples seen (Hoffmann et al. 2022, "Training compute-optimal large language models",
-equation 2), by least squares of logarithms; intervals by a bootstrap over the seeds' points. The best size for C
-operations would grow as C^(b / (a + b)). Beside the loss, what users are after: the accuracy of frozen features, the
-mean of k-NN and linear probe at three shares of the labels. With --size other than demo: tiny, small and base. Prints
-the tables, draws docs/study_law.png, and puts the tables into docs/results.md. `cost.py` says what the full run would
-cost.
+2,000 steps of 32 tiles, the middle one for 4,000 too, so that every point has its whole schedule of learning rates;
+these fall with the width. Loss: the sum over all views, as in training, on held-out tiles of the same world. Fitted is
+L = E + A / N^a + B / D^b, N numbers in the encoder's blocks, D samples seen (Hoffmann et al. 2022, "Training
+compute-optimal large language models", equation 2), by least squares of logarithms; intervals by a bootstrap over the
+seeds' points. The best size for C operations would grow as C^(b / (a + b)). Beside the loss, what users are after: the
+accuracy of frozen features, the mean of k-NN and linear probe at three shares of the labels. With --size other than
+demo: tiny, small and base. Prints the tables, draws docs/study_law.png, and puts the tables into docs/results.md.
+`cost.py` says what the full run would cost.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,14 +22,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from scipy.optimize import least_squares
 from show import ACCURACIES, Figures, publish, turned
-from study import PAPER, WIDTHS, Arm, Budget, Place, arguments, measured, model
+from study import WIDTHS, Arm, Budget, Place, arguments, measured, model, steps_of
 
 from multimae_eo.config import SIZES
 from multimae_eo.visualize import save_figure
 
 KINDS = ("class",)
 LOSS, ACCURACY = "loss", next(iter(ACCURACIES))
-LONGER = (0.25, 0.5, 1, 2)  # how many times the steps of the budget
+TIMES, LONGER = (0.25, 0.5, 1, 2), 4  # the steps of the budget
 BOOTSTRAPS = 500
 TOKENS = 50  # per sample, the global one among them
 COLORS = ("#009e73", "#0072b2", "#d55e00")
@@ -44,9 +43,15 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
     return {LOSS: sum(found.values()), **found, **judged}
 
 
-def steps_of(budget: Budget) -> list[int]:
-    """How long each size is trained."""
-    return [int(times * budget.steps) for times in LONGER]
+def points_of(budget: Budget) -> dict[tuple[str, int], Arm]:
+    """What is trained, by size and steps; the budget's own size also for much longer."""
+    points = {}
+    for size in sizes_of(budget):
+        own = size == budget.size
+        for times in (*TIMES, LONGER) if own else TIMES:
+            changes = ({} if own else {"model.size": size}) | ({} if times == 1 else {"times": times})
+            points[size, steps_of(changes, budget)] = Arm(f"{size}, {times} times", changes)
+    return points
 
 
 def sizes_of(budget: Budget) -> list[str]:
@@ -91,15 +96,17 @@ def bootstrap(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 def show(known: dict, budget: Budget, picture: Path) -> str:
     """The table of losses and accuracies, that of the law, and the picture."""
-    steps, points = steps_of(budget), []
+    figures, trained, points = Figures(known, budget), points_of(budget), []
+    steps = sorted({number for _, number in trained})
     cells = {"steps": [f"{s:,}" for s in steps], "samples seen": [f"{s * budget.batch:,}" for s in steps]}
     for word, what, scale, digits in (("loss", LOSS, 1.0, 2), ("accuracy, %", ACCURACY, 100.0, 1)):
         for size in sizes_of(budget):
-            trained = [Figures(known, dataclasses.replace(budget, size=size, steps=number)) for number in steps]
-            cells[f"{word}, {millions(size):.2f} million"] = [f.of(PAPER, what, scale).words(digits) for f in trained]
-            for number, figures in zip(steps, trained, strict=True):
-                values = figures.values(PAPER, what, figures.seeds(PAPER))
-                points += [(what, millions(size), number * budget.batch / 1e3, scale * value) for value in values]
+            arms = [trained.get((size, number)) for number in steps]
+            found = ["-" if arm is None else figures.of(arm, what, scale).words(digits) for arm in arms]
+            cells[f"{word}, {millions(size):.2f} million"] = found
+        for (size, number), arm in trained.items():
+            values = figures.values(arm, what, figures.seeds(arm))
+            points += [(what, millions(size), number * budget.batch / 1e3, scale * value) for value in values]
     n, d, loss = np.array([point[1:] for point in points if point[0] == LOSS]).T
     best, drawn = fit(n, d, loss), bootstrap(n, d, loss)
     residual = np.abs(np.log(law(best, n, d)) - np.log(loss))
@@ -108,7 +115,7 @@ def show(known: dict, budget: Budget, picture: Path) -> str:
         low, high = np.quantile(of, (0.025, 0.975))
         return [f"{values:.2f}", f"{low:.2f} to {high:.2f}"]
 
-    found = {
+    fitted = {
         "of the law": ["value", "95 % interval"],
         "E": row(np.exp(best[0]), np.exp(drawn[:, 0])),
         "A (N in millions)": row(np.exp(best[1]), np.exp(drawn[:, 1])),
@@ -119,7 +126,7 @@ def show(known: dict, budget: Budget, picture: Path) -> str:
         "largest deviation, %": [f"{100 * residual.max():.1f}", "-"],
     }
     draw({what: np.array([p[1:] for p in points if p[0] == what]) for what in (LOSS, ACCURACY)}, best, picture)
-    return f"{turned(cells)}\n\n{turned(found)}"
+    return f"{turned(cells)}\n\n{turned(fitted)}"
 
 
 def draw(points: Mapping[str, np.ndarray], best: np.ndarray, path: Path) -> Path:
@@ -138,7 +145,7 @@ def draw(points: Mapping[str, np.ndarray], best: np.ndarray, path: Path) -> Path
         for axis, scale in ((axes[0], 1e3), (axes[1], 6 * size * 1e6 * TOKENS * 1e3)):
             axis.plot(d[own] * scale, loss[own], "o", color=color, markersize=4)
             axis.plot(fine * scale, law(best, np.full(50, size), fine), color=color, label=label)
-        seen = np.unique(d)
+        seen = np.unique(d[own])
         means = [accuracy[own & (d == samples)].mean() for samples in seen]
         axes[2].plot(d[own] * 1e3, accuracy[own], "o", color=color, markersize=4)
         axes[2].plot(seen * 1e3, means, color=color, label=label)
@@ -156,7 +163,7 @@ def draw(points: Mapping[str, np.ndarray], best: np.ndarray, path: Path) -> Path
         axis.yaxis.set_minor_formatter(ScalarFormatter())
     for axis in (axes[0], axes[2]):
         axis.set_xlabel("samples seen")
-        axis.set_xticks(seen * 1e3, [f"{1e3 * number:,.0f}" for number in seen])
+        axis.set_xticks(np.unique(d) * 1e3, [f"{1e3 * number:,.0f}" for number in np.unique(d)])
         axis.xaxis.set_minor_locator(NullLocator())
     return save_figure(figure, path)
 
@@ -164,11 +171,7 @@ def draw(points: Mapping[str, np.ndarray], best: np.ndarray, path: Path) -> Path
 def main() -> None:
     """The command line."""
     place, budget, seeds = arguments(__doc__, seeds="0,1")
-    known: dict = {}
-    for steps in steps_of(budget):
-        for size in sizes_of(budget):
-            one = dataclasses.replace(budget, size=size, steps=steps)
-            known |= measured((PAPER,), seeds, place, one, "law")
+    known = measured(points_of(budget).values(), seeds, place, budget, "law")
     if place.dry:
         return
     publish(place, "law", show(known, budget, place.picture("study_law")))

@@ -34,7 +34,7 @@ RECIPE = Question(
         Arm("moving average", {"optim.ema": 0.99}),
         Arm("rate: half", {"optim.lr": RATE / 2}),
         Arm("rate: twice", {"optim.lr": RATE * 2}),
-        Arm("batch: twice, half the steps", {"optim.batch_size": 64, "optim.steps": 500, "optim.warmup_steps": 33}),
+        Arm("batch: twice, half the steps", {"optim.batch_size": 64, "times": 0.5}),
     ),
     confirmed=(),
     measures=ACCURACIES,

@@ -83,7 +83,7 @@ class Budget:
 class Arm:
     """A way to pre-train: its name, and the options in which it differs from the paper's recipe at the same budget.
 
-    Beside options, "faults" names those of faults.py.
+    Beside options, "times" multiplies the steps of the budget, and "faults" names those of faults.py.
     """
 
     name: str
@@ -214,24 +214,25 @@ def worlds(place: Place, budget: Budget, seed: int, battery: str) -> None:
 
 
 def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOptions:
-    """How an arm is pre-trained."""
+    """How an arm is pre-trained; the rate follows the size, and the schedule the steps."""
+    size, steps = arm.changes.get("model.size", budget.size), steps_of(arm.changes, budget)
     options = demo_options()
     options.seed, options.out, options.resume = seed, folder_of(arm, place, budget, seed), True
-    options.model.size = cast(Any, budget.size)
-    if budget.size in WIDTHS:
-        cast(dict[str, Any], SIZES)[budget.size] = WIDTHS[budget.size]
+    options.model.size = size
+    if size in WIDTHS:
+        cast(dict[str, Any], SIZES)[size] = WIDTHS[size]
     options.data.root, options.data.workers, options.data.val_tiles = world(place, budget, seed), 0, 512
-    options.optim.steps, options.optim.batch_size, options.optim.lr = budget.steps, budget.batch, RATES[budget.size]
-    options.optim.warmup_steps = max(1, budget.steps // 15)
+    options.optim.steps, options.optim.batch_size, options.optim.lr = steps, budget.batch, RATES[size]
+    options.optim.warmup_steps = max(1, steps // 15)
     machine = options.trainer
     machine.accelerator, machine.progress, machine.panels, machine.loggers = place.accelerator, False, 0, []
-    machine.val_every = machine.save_every = budget.steps
+    machine.val_every = machine.save_every = steps
     if STACKED.name in arm.changes.get("model.inputs", ()):
         # The package does not know such a modality, nor does the packed copy have it.
         cast(dict[str, Any], MODALITIES)[STACKED.name] = STACKED
         options.data.root = world(place, budget, seed).parent.parent / "synthetic"
     for name, value in arm.changes.items():
-        if name == "faults":
+        if name in ("times", "faults"):
             continue
         *path, last = name.split(".")
         section: Any = options
@@ -241,6 +242,11 @@ def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOpt
             raise AttributeError(f"no option '{name}'")
         setattr(section, last, value)
     return options
+
+
+def steps_of(changes: Mapping[str, Any], budget: Budget) -> int:
+    """How long an arm is trained."""
+    return int(changes.get("times", 1) * budget.steps)
 
 
 def folder_of(arm: Arm, place: Place, budget: Budget, seed: int) -> Path:
