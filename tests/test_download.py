@@ -43,6 +43,7 @@ class Server:
         self.files: dict[str, bytes] = {"/LICENSE-data": b"CC BY 4.0", **sides, f"/{H5}": CONTENT}
         self.etags: dict[str, str] = {}
         self.answers: dict[str, list[tuple[int, dict[str, str]]]] = {}  # before the real one
+        self.pages: dict[str, bytes] = {}  # instead of a file, to all who do not only ask how long it is
         self.cuts: dict[str, list[int]] = {}  # bytes after which an answer breaks off
         self.ranges = self.lengths = self.honest = True  # honest: heeds If-Range
         self.slow = self.beat = 0.0  # seconds before an answer, and every 10,000 bytes
@@ -85,11 +86,18 @@ class Handler(BaseHTTPRequestHandler):
             state.log.append((path, dict(self.headers)))
             answers = state.answers.get(path)
             answer = answers.pop(0) if answers else None
-        if answer or path not in state.files:
+        if path in state.pages and self.headers.get("Range") != SIZE:
+            self.instead(state.pages[path])
+        elif answer or path not in state.files:
             status, headers = answer or (404, {})
             self.answer(status, {"Content-Length": "0", **headers})
         else:
             self.send(path, state.files[path])
+
+    def instead(self, page: bytes) -> None:
+        self.close_connection = True
+        self.answer(200, {"Content-Type": "text/html", "Connection": "close"})
+        self.pour(page)
 
     def answer(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -109,7 +117,9 @@ class Handler(BaseHTTPRequestHandler):
         about |= {"Content-Length": str(len(body))} if state.lengths else {}
         self.close_connection = True
         self.answer(206 if part else 200, about)
-        if wanted != SIZE:
+        if wanted == SIZE:
+            self.pour(body[: 1 if part else 16])
+        else:
             cuts = state.cuts.get(path)
             self.pour(body[: cuts.pop(0) if cuts else None])
 
@@ -287,6 +297,36 @@ def test_a_web_page_instead_of_data(server, tmp_path, name):
     with pytest.raises(DataError, match=rf"{name}' is no \w+ file, it begins with .*DOCTYPE.*Open it in a browser"):
         mmearth(server, tmp_path)
     assert not (tmp_path / NAME / name).exists()
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_web_page_does_not_cost_what_is_there(server, tmp_path, sized):
+    """A portal answers every request with a page; sized: only once the size of the file is known."""
+    partial = stopped(server, tmp_path)
+    page = b"<!DOCTYPE html><html>" + bytes(100)
+    if sized:
+        server.files[f"/{H5}"] = page
+        server.ranges = False
+    else:
+        server.pages[f"/{H5}"] = page
+    with pytest.raises(DataError, match="is no h5 file, it begins with"):
+        mmearth(server, tmp_path, only=[H5])
+    assert partial.read_bytes() == CONTENT[:120_000]
+    server.files[f"/{H5}"], server.pages, server.ranges = CONTENT, {}, True
+    assert (mmearth(server, tmp_path, only=[H5]) / H5).read_bytes() == CONTENT
+    assert server.asked(H5)[-1] == "bytes=120000-"
+
+
+def test_a_page_is_no_licence(server, tmp_path):
+    server.files["/LICENSE-data"] = b"<html>log in</html>"
+    assert "LICENSE-data" not in tree(mmearth(server, tmp_path))
+
+
+def test_a_server_that_sends_too_much(server, tmp_path):
+    server.pages[f"/{H5}"] = CONTENT + bytes(3_000_000)
+    with pytest.raises(DataError, match=r"has \d+ bytes, expected 300000\. It was thrown away"):
+        mmearth(server, tmp_path, only=[H5])
+    assert not list((tmp_path / NAME).glob("*.partial"))
 
 
 def test_a_part_of_the_files(server, tmp_path):

@@ -1,6 +1,7 @@
 """Runs that are told to end, killed, starved of disk, fed what cannot be read: they go on, or say why not."""
 
 import csv
+import json
 import multiprocessing
 import os
 import resource
@@ -267,10 +268,18 @@ def test_a_tile_that_is_left_out_counts_like_one_of_which_nothing_was_measured(o
 def test_more_unread_tiles_than_allowed_end_the_run(own_world, tmp_path):
     run = options(own_world, tmp_path / "run", data__max_unread=1, data__retries=0, optim__steps=30)
     tiles = MMEarth(own_world, [*demo().modalities.values()])
-    for row in PretrainData(tiles, demo(), run).rows["train"][:2]:
+    first, second = PretrainData(tiles, demo(), run).rows["train"][:2]
+    tiles.close()
+    whole = shutil.copy(own_world / "synthetic.h5", tmp_path / "whole.h5")
+    for row in (first, second):
         spoil(own_world, row)
     with pytest.raises(DataError, match=r"2 tiles or images could not be read, more than data\.max_unread, 1"):
         pretrain(run)
+    # What an earlier session left out may have been mended since; this one counts anew.
+    shutil.copy(whole, own_world / "synthetic.h5")
+    spoil(own_world, first)
+    pretrain(replace(run, resume=True))
+    assert len(left_out(run.out / "unread.csv")) == 2
 
 
 def test_a_file_that_comes_back_is_read(own_world):
@@ -465,6 +474,20 @@ def test_verify_finds_what_is_damaged(own_world, tmp_path, capsys):
     assert all(r["name"] and "inflated" in r["cause"] for r in rows)
 
 
+def test_verify_reads_the_metadata(own_world):
+    with h5py.File(own_world / "synthetic.h5", "r+") as file:
+        table = file["metadata"][...]
+        table["S2_type"][9] = b"l2x"
+        file["metadata"][...] = table
+    ((row, _, where, cause),) = verify(own_world, workers=1).faults
+    assert (row, where) == ("9", "synthetic.h5:metadata")
+    assert cause == "S2_type is 'l2x', expected l1c or l2a"
+    tiles = MMEarth(own_world, [MODALITIES["rgb"]])
+    record = own_world.parent / "unread.csv"
+    _, unread = tiles.read_patiently([8, 9], Patience(0, 1, record))  # it can be left out
+    assert unread.tolist() == [False, True]
+
+
 def test_verify_holds_a_packed_copy_against_its_checksums(world, tmp_path):
     found = read_statistics(world, [MODALITIES["rgb"]])
     folder = pack(world, tmp_path / "packed", list(found.values()), tiles_per_shard=16)
@@ -477,12 +500,15 @@ def test_verify_holds_a_packed_copy_against_its_checksums(world, tmp_path):
     assert "SHA-256" in cause
 
 
-def test_verify_reads_the_images_of_geobench(labelled_world, tmp_path):
+def test_verify_reads_the_images_of_geobench(labelled_world, tmp_path, monkeypatch):
     root = shutil.copytree(labelled_world, tmp_path / "own")
     whole = verify(root, workers=1)
     assert whole.total == 3 * 60
     assert not whole.faults
-    path = next((root / "segmentation_v1.0" / "synthetic-map").glob("*.hdf5"))
-    path.write_bytes(path.read_bytes()[:2000])
+    folder = root / "segmentation_v1.0" / "synthetic-map"
+    path = folder / f"{json.loads((folder / 'default_partition.json').read_text())['train'][0]}.hdf5"
+    path.write_bytes(path.read_bytes()[:2000])  # the image that is looked into when the set is opened
     ((_, name, where, _),) = verify(root, workers=1).faults
     assert (name, where) == (path.stem, "synthetic-map")
+    monkeypatch.chdir(folder)
+    assert verify(".", workers=1).total == 60

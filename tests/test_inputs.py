@@ -1,5 +1,6 @@
 """Arrays of named bands: every library's, any order and name; units and products stated, checked, never guessed."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_classes_at_10_m_go_to_their_own_grid():
     batch = read_images({"rgb": images(size=1), "LULC": codes}, CONFIG, **L2A)
     assert batch["land_cover"].values.shape == (1, 1, 4, 4)
     assert batch["land_cover"].values[0, 0, 0, 0] == 80
+    odd = read_images({"rgb": images(size=1, edge=50), "LULC": np.full((1, 50, 50), 10, np.uint8)}, CONFIG, **L2A)
+    assert odd["land_cover"].values.shape == (1, 1, 13, 13)
+    assert odd["land_cover"].valid.all()  # the last cells by the two rows and columns that they have
     own = read_images({"rgb": images(size=1), "land_cover": codes[:, ::4, ::4]}, CONFIG, **L2A)
     assert torch.equal(own["land_cover"].values, batch["land_cover"].values)
     with pytest.raises(DataError, match=r"expected class.*codes without a meaning here \(1, 2\).*Translate"):
@@ -164,6 +168,9 @@ WRONG = {
     "wrong number for a key": ({"S2L2A": images(13)}, {}, BatchError, "'S2L2A' has 13 bands; expected 12: B01"),
     "wrong number of a modality": ({"swir": images(3)}, {}, BatchError, "'swir' has 3 bands; expected 2: B11 B12"),
     "given by two keys": ({"rgb": images(), "B02": images(1)}, {}, ConfigError, "'B02' gives B02, which another"),
+    "bands in a list": ({"S2L2A": images(12)}, {"bands": RGB}, ConfigError, "in one list.*are S2L2A; pass them by"),
+    "bands of no key": ({"s2l2a": images(12)}, {"bands": {"S2L2A": RGB}}, ConfigError, "for S2L2A, but.*are s2l2a"),
+    "a band or a modality": ({"nir": images(2)[0]}, {}, ConfigError, "one image of B8A B08 or 2 of B08; pass"),
     "text": (np.full((2, 3, 4, 4), "a"), {}, DataError, "hold <U1; expected numbers"),
     "samples": ({"rgb": images(), "DEM": np.ones((3, 16, 16))}, {"units": "dn"}, BatchError, "different numbers"),
     "grids": ({"B04": images(1), "B03": images(1), "B02": images(1, edge=8)}, {}, SizeError, "rgb differ in shape"),
@@ -185,6 +192,57 @@ def test_bad_images(case):
         defaults["product"] = "L2A"
     with pytest.raises(error, match=message):
         read_images(given, config, **{**defaults, **options})
+
+
+def test_a_key_that_is_a_band_and_a_modality_follows_the_others():
+    colours = {"red": images(1)[:, 0], "green": images(1)[:, 0], "blue": images(1)[:, 0]}
+    near = images(2, size=1)[0]
+    batch = read_images({**colours, "nir": near}, CONFIG, **L2A)  # two dates of each
+    assert torch.equal(batch["nir"].values[:, 1], torch.from_numpy(near.astype(np.float32)))
+    assert not batch["nir"].valid[:, 0].any()
+    batch = read_images({"rgb": images(size=1)[0], "nir": near}, CONFIG, **L2A)  # one image of each modality
+    assert batch["nir"].values.shape == (1, 2, 16, 16)
+    assert batch["nir"].valid.all()
+
+
+SURE = {
+    "a glint": (np.append(np.linspace(0, 0.3, 999), 2.1), "reflectance"),
+    "a shadow and a fire": (np.append(np.linspace(0, 0.3, 998), [-0.004, 2.3]), "reflectance"),
+    "whole numbers over water": (np.arange(-20, 46), None),
+    "resampled over water": (np.linspace(-20.3, 45.2, 100), None),
+    "standardised": (np.random.default_rng(0).normal(0, 1, 1000), "standardised numbers"),
+    "from -1 to 1": (np.linspace(-1, 1, 100), "standardised numbers"),
+}
+
+
+@pytest.mark.parametrize("case", SURE)
+def test_what_small_reflectances_look_like(case):
+    values, guess = SURE[case]
+    assert looks_like(MODALITIES["rgb"], values) == guess
+
+
+def test_units_that_nothing_is_known_of():
+    pressure = dataclasses.replace(MODALITIES["elevation"], unit="Pa")
+    assert looks_like(pressure, np.array([101_325.0])) is None
+    assert looks_like(MODALITIES["elevation"], np.array([101_325.0])) == "none of this unit"
+
+
+def test_images_of_a_product_that_the_model_does_not_know():
+    known = {name: m for name, m in MODALITIES.items() if name in ("rgb", "red_edge", "swir", "nir")}
+    alone = {name: dataclasses.replace(m, statistics={"L2A": m.statistics["L2A"]}) for name, m in known.items()}
+    config = demo_config(inputs=("rgb", "nir"), targets=("rgb",), modalities=alone)
+    given = {"S2L1C": images(13)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedBandsWarning)
+        with pytest.raises(ConfigError, match="are of L1C by their name, but the model knows rgb of L2A"):
+            read_images(given, config, units="dn")
+        assert read_images(given, config, units="dn", product="L2A")["rgb"].product.tolist() == [0, 0]
+        assert read_images({"S2L2A": images(12)}, config, units="dn")["rgb"].product.tolist() == [0, 0]
+
+
+def test_half_precision():
+    batch = read_images(torch.from_numpy(images().astype(np.float32)).bfloat16(), CONFIG, bands=RGB, **L2A)
+    assert batch["rgb"].values.dtype == torch.float32
 
 
 def test_units_of_a_data_set_of_its_own_are_not_judged():

@@ -1,14 +1,13 @@
 """Question 6: how well a model fills in each modality from all others, against simple predictors.
 
-    python benchmarks/study/filling.py [--seeds 0,1,2,3,4] [--work runs/study] [--jobs 2]
+    python benchmarks/study/filling.py [--seeds 0,1,2,3,4,5,6] [--work runs/study] [--jobs 2]
 
 The model fills in as `multimae-eo fill` does: the mean over eight random masks, each of which shows half of the tokens
-of the other modalities. Beside it: the same model shown all of these at once; the mean of the training tiles (of
-classes, the most frequent); a linear model per pixel (of classes, logistic); gradient-boosted trees per pixel. The
-last three are fitted to pixels of the model's own training tiles, and are told of a pixel what the model is told of the
-tile: all other modalities, relief per sample and in metres. Judged on tiles of another world, and of a shifted one. The
-true level and scale of the relief of a tile is given to all predictors alike. Prints a table, draws
-docs/study_filling.png and puts the table into docs/results.md.
+of the other modalities. Beside it: the same model shown all of these at once; the mean of the training tiles (of classes, the most frequent); a linear model per pixel (of classes,
+logistic); gradient-boosted trees per pixel. The last three are fitted to pixels of the model's own training tiles, and
+are told of a pixel what the model is told of the tile: all other modalities, relief per sample and in metres. Judged on
+tiles of another world, and of a shifted one. The true level and scale of the relief of a tile is given to all
+predictors alike. Prints a table, draws docs/study_filling.png and puts the table into docs/results.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +51,8 @@ Predictor = Callable[[Batch], torch.Tensor]
 
 def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, float]:
     """{"WORLD TARGET": error}: RMSE in per cent of reflectance, of relief in metres; of classes, per cent wrong."""
-    directory, options = model(PAPER, place, budget, seed)
+    trained = Arm(arm.name, {name: value for name, value in arm.changes.items() if name != "predictor"})
+    directory, options = model(trained, place, budget, seed)
     roots = {kind: tiles_elsewhere(place, budget, shifted=kind == "shifted") for kind in WORLDS}
     found = errors(arm.changes.get("predictor", "fill"), directory, options, roots, seed)
     return {f"{kind} {target}": value for (kind, target), value in found.items()}
@@ -279,6 +279,7 @@ FILLING = Question(
     ),
     confirmed=("all tokens at once", "mean of the training tiles", "linear per pixel", "boosted trees per pixel"),
     measures={f"{kind} {target}": f"{word}: {name}" for kind, word in WORLDS.items() for target, name in NAMES.items()},
+    deciding=len(NAMES),  # those of another world
     battery="filling",
     scale=1.0,
     unit="error: RMSE of reflectance in %, of relief in m; wrong classes in %",

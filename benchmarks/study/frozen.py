@@ -5,19 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from study import PARTITIONS, Arm, Budget, Place, labelled, model, tiles_elsewhere
+from study import PARTITIONS, Arm, Budget, Kept, Place, labelled, model, tiles_elsewhere
 
 from multimae_eo import checkpoint
+from multimae_eo.data.labelled import SplitName
 from multimae_eo.finetune_options import LabelledOptions
 from multimae_eo.losses import ViewLosses, reconstruction_losses
 from multimae_eo.modalities import INPUT_SETTINGS
 from multimae_eo.options import PretrainOptions
-from multimae_eo.tasks.features import Init, extractor, frozen_features
+from multimae_eo.tasks.features import Frozen, Init, extractor, frozen_features
 from multimae_eo.tasks.kinds import task_for
 from multimae_eo.tasks.labels import summarise
 from multimae_eo.tasks.probe import probe_task, run_probes
 from multimae_eo.tasks.run import build
-from multimae_eo.tasks.samples import set_up
+from multimae_eo.tasks.samples import Setup, set_up
 
 # The labelled worlds that it needs.
 KINDS = ("class", "shifted-class")
@@ -27,7 +28,8 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
     """Pre-train, unless that was done, and measure: {what: figure}.
 
     "val VIEW", "shifted VIEW": reconstruction losses on held-out tiles of the world, and of a shifted one.
-    "class INPUTS PROTOCOL PARTITION": accuracy on the labelled world, "shifted-class ..." on the shifted one.
+    "class INPUTS PROTOCOL PARTITION": accuracy on the labelled world, "shifted-class ..." on the shifted one; "moved
+    ...": on the shifted one, of what was fitted and standardised at home.
     """
     directory, options = model(arm, place, budget, seed)
     found = {f"val {view}": loss for view, loss in losses(directory, options).items()}
@@ -38,7 +40,8 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
         if setting == "all" or set(INPUT_SETTINGS[setting].modalities) <= set(options.model.config().inputs):
             for name, accuracy in probes(directory, place, budget, seed, kind, setting).items():
                 found[f"{kind} {setting} {name}"] = accuracy
-    return found
+    moved = probes(directory, place, budget, seed, "class", "all", judged="shifted-class")
+    return found | {f"moved all {name}": accuracy for name, accuracy in moved.items()}
 
 
 @torch.no_grad()
@@ -56,15 +59,34 @@ def losses(directory: Path, options: PretrainOptions) -> dict[str, float]:
 
 
 def probes(
-    directory: Path, place: Place, budget: Budget, seed: int, kind: str, setting: str, init: Init = "pretrained"
+    directory: Path,
+    place: Place,
+    budget: Budget,
+    seed: int,
+    kind: str,
+    setting: str,
+    init: Init = "pretrained",
+    *,
+    judged: str | None = None,
 ) -> dict[str, float]:
-    """Accuracies of k-NN and of the linear probe at shares of the labels, on frozen features."""
+    """Accuracies of k-NN and of the linear probe at shares of the labels, on frozen features.
+
+    judged: another labelled world, for whose test tiles everything stays as it was at home, the statistics too.
+    """
     config = checkpoint.load_config(directory)
     inputs = [] if setting == "all" else list(INPUT_SETTINGS[setting].modalities)
     whole = labelled(place, budget, seed, kind)
-    setup = set_up(whole, config, LabelledOptions(inputs=inputs))
-    made = extractor(setup, directory, init, seed=seed)
-    features = frozen_features(setup, made, place.machine, folder=directory.parent / "features", workers=0)
+
+    def features_of(source: Kept) -> tuple[Setup, dict[SplitName, Frozen]]:
+        setup = set_up(source, config, LabelledOptions(inputs=inputs))
+        made, folder = extractor(setup, directory, init, seed=seed), directory.parent / "features"
+        return setup, frozen_features(setup, made, place.machine, folder=folder, workers=0)
+
+    setup, features = features_of(whole)
+    if judged is not None:
+        elsewhere = labelled(place, budget, seed, judged)
+        elsewhere.standard = whole
+        features = {**features, "test": features_of(elsewhere)[1]["test"]}
     row, found = {name: i for i, name in enumerate(whole.ids["train"])}, {}
     for partition in PARTITIONS:
         part = labelled(place, budget, seed, kind, partition=partition)

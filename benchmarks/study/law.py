@@ -6,11 +6,12 @@ Encoders of three widths (48, 96, 192; four blocks, the demo's decoders), each t
 2,000 steps of 32 tiles, the middle one for 4,000 too, so that every point has its whole schedule of learning rates;
 these fall with the width. Loss: the sum over all views, as in training, on held-out tiles of the same world. Fitted is
 L = E + A / N^a + B / D^b, N numbers in the encoder's blocks, D samples seen (Hoffmann et al. 2022, "Training
-compute-optimal large language models", equation 2), by least squares of logarithms; intervals by a bootstrap over the
-seeds' points. The best size for C operations would grow as C^(b / (a + b)). Beside the loss, what users are after: the
-accuracy of frozen features, the mean of k-NN and linear probe at three shares of the labels. With --size other than
-demo: tiny, small and base. Prints the tables, draws docs/study_law.png, and puts the tables into docs/results.md.
-`cost.py` says what the full run would cost.
+compute-optimal large language models", equation 2), by least squares of logarithms, per seed. From 1,000 steps
+on tiles are seen more than once, 4,000 are seven epochs, and N has no decoders, which all sizes have alike. The best
+size for C operations would grow as C^(b / (a + b)). Beside the loss, what users are after: the accuracy of frozen
+features, the mean of k-NN and linear probe at three shares of the labels. With --size other than demo: tiny, small and
+base. Prints the tables, draws docs/study_law.png, and puts the tables into docs/results.md. `cost.py` says what the
+full run would cost.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from frozen import losses, probes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from scipy.optimize import least_squares
-from show import ACCURACIES, Figures, publish, turned
-from study import WIDTHS, Arm, Budget, Place, arguments, measured, model, steps_of
+from show import ACCURACIES, Figures, Interval, publish, turned
+from study import WIDTHS, Arm, Budget, Place, arguments, measured, model, steps_of, times
 
 from multimae_eo.config import SIZES
 from multimae_eo.visualize import save_figure
@@ -30,7 +31,6 @@ from multimae_eo.visualize import save_figure
 KINDS = ("class",)
 LOSS, ACCURACY = "loss", next(iter(ACCURACIES))
 TIMES, LONGER = (0.25, 0.5, 1, 2), 4  # the steps of the budget
-BOOTSTRAPS = 500
 TOKENS = 50  # per sample, the global one among them
 COLORS = ("#009e73", "#0072b2", "#d55e00")
 
@@ -48,9 +48,9 @@ def points_of(budget: Budget) -> dict[tuple[str, int], Arm]:
     points = {}
     for size in sizes_of(budget):
         own = size == budget.size
-        for times in (*TIMES, LONGER) if own else TIMES:
-            changes = ({} if own else {"model.size": size}) | ({} if times == 1 else {"times": times})
-            points[size, steps_of(changes, budget)] = Arm(f"{size}, {times} times", changes)
+        for many in (*TIMES, LONGER) if own else TIMES:
+            changes = ({} if own else {"model.size": size}) | ({} if many == 1 else {"optim.steps": times(many)})
+            points[size, steps_of(changes, budget)] = Arm(f"{size}, {many} times", changes)
     return points
 
 
@@ -87,68 +87,54 @@ def fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return best.x
 
 
-def bootstrap(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Parameters of fits to as many points, drawn with replacement [BOOTSTRAPS, 5]."""
-    random = np.random.default_rng(0)
-    drawn = [random.integers(0, len(loss), len(loss)) for _ in range(BOOTSTRAPS)]
-    return np.stack([fit(n[rows], d[rows], loss[rows]) for rows in drawn])
-
-
 def show(known: dict, budget: Budget, picture: Path) -> str:
     """The table of losses and accuracies, that of the law, and the picture."""
-    figures, trained, points = Figures(known, budget), points_of(budget), []
-    steps = sorted({number for _, number in trained})
+    figures, trained = Figures(known, budget), points_of(budget)
+    seeds, steps = figures.seeds(*trained.values()), sorted({number for _, number in trained})
     cells = {"steps": [f"{s:,}" for s in steps], "samples seen": [f"{s * budget.batch:,}" for s in steps]}
     for word, what, scale, digits in (("loss", LOSS, 1.0, 2), ("accuracy, %", ACCURACY, 100.0, 1)):
         for size in sizes_of(budget):
             arms = [trained.get((size, number)) for number in steps]
-            found = ["-" if arm is None else figures.of(arm, what, scale).words(digits) for arm in arms]
+            found = ["-" if arm is None else figures.of(arm, what, scale, seeds).words(digits) for arm in arms]
             cells[f"{word}, {millions(size):.2f} million"] = found
-        for (size, number), arm in trained.items():
-            values = figures.values(arm, what, figures.seeds(arm))
-            points += [(what, millions(size), number * budget.batch / 1e3, scale * value) for value in values]
-    n, d, loss = np.array([point[1:] for point in points if point[0] == LOSS]).T
-    best, drawn = fit(n, d, loss), bootstrap(n, d, loss)
-    residual = np.abs(np.log(law(best, n, d)) - np.log(loss))
-
-    def row(values: float, of: np.ndarray) -> list[str]:
-        low, high = np.quantile(of, (0.025, 0.975))
-        return [f"{values:.2f}", f"{low:.2f} to {high:.2f}"]
-
-    fitted = {
-        "of the law": ["value", "95 % interval"],
-        "E": row(np.exp(best[0]), np.exp(drawn[:, 0])),
-        "A (N in millions)": row(np.exp(best[1]), np.exp(drawn[:, 1])),
-        "a": row(best[2], drawn[:, 2]),
-        "B (D in thousands)": row(np.exp(best[3]), np.exp(drawn[:, 3])),
-        "b": row(best[4], drawn[:, 4]),
-        "b / (a + b)": row(best[4] / (best[2] + best[4]), drawn[:, 4] / (drawn[:, 2] + drawn[:, 4])),
-        "largest deviation, %": [f"{100 * residual.max():.1f}", "-"],
+    n, d = np.array([(millions(size), number * budget.batch / 1e3) for size, number in trained]).T
+    measured = {  # [points, seeds]
+        what: np.array([figures.values(arm, what, seeds) for arm in trained.values()]) for what in (LOSS, ACCURACY)
     }
-    draw({what: np.array([p[1:] for p in points if p[0] == what]) for what in (LOSS, ACCURACY)}, best, picture)
+    fits = np.stack([fit(n, d, loss) for loss in measured[LOSS].T])
+    off = [np.abs(np.log(law(p, n, d)) - np.log(loss)).max() for p, loss in zip(fits, measured[LOSS].T, strict=True)]
+    e, big_a, a, big_b, b = fits.T
+    constants = {
+        "E": np.exp(e),
+        "A (N in millions)": np.exp(big_a),
+        "a": a,
+        "B (D in thousands)": np.exp(big_b),
+        "b": b,
+        "b / (a + b)": b / (a + b),
+        "largest deviation, %": 100 * np.array(off),
+    }
+    fitted = {"of the law": ["value"], **{k: [Interval.of(v.tolist()).words(2)] for k, v in constants.items()}}
+    draw(n, d, measured, fit(n, d, measured[LOSS].mean(axis=1)), picture)
     return f"{turned(cells)}\n\n{turned(fitted)}"
 
 
-def draw(points: Mapping[str, np.ndarray], best: np.ndarray, path: Path) -> Path:
+def draw(n: np.ndarray, d: np.ndarray, measured: Mapping[str, np.ndarray], best: np.ndarray, path: Path) -> Path:
     """Losses over samples seen and over operations, with the law as lines; accuracies over samples seen.
 
-    points: {LOSS or ACCURACY: [n, 3] of numbers in millions, samples in thousands, value}; a colour per width.
+    n, d: of the points, numbers in millions and samples in thousands; measured: {LOSS or ACCURACY: [points, seeds]}.
     """
     figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots(1, 3)
     axes[1].sharey(axes[0])
-    n, d, loss = points[LOSS].T
-    _, _, accuracy = points[ACCURACY].T
+    loss, accuracy = measured[LOSS], 100 * measured[ACCURACY]
     fine = np.geomspace(d.min(), d.max(), 50)
     for color, size in zip(COLORS, np.unique(n), strict=True):
         own, label = n == size, f"{size:.2f} million"
         for axis, scale in ((axes[0], 1e3), (axes[1], 6 * size * 1e6 * TOKENS * 1e3)):
             axis.plot(d[own] * scale, loss[own], "o", color=color, markersize=4)
             axis.plot(fine * scale, law(best, np.full(50, size), fine), color=color, label=label)
-        seen = np.unique(d[own])
-        means = [accuracy[own & (d == samples)].mean() for samples in seen]
         axes[2].plot(d[own] * 1e3, accuracy[own], "o", color=color, markersize=4)
-        axes[2].plot(seen * 1e3, means, color=color, label=label)
+        axes[2].plot(d[own] * 1e3, accuracy[own].mean(axis=1), color=color, label=label)
     axes[0].set_ylabel("loss on held-out tiles, sum of views")
     axes[1].set_xlabel("operations of the encoder's blocks, 6 N per token")
     axes[2].set_ylabel("accuracy of frozen features, %")

@@ -17,7 +17,7 @@ from multimae_eo.visualize import save_figure
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from write_tables import put, table
 
-SCREENED = 2  # seeds of every arm; those that are confirmed have all
+SCREENED = 2  # the first seeds, which all arms get; what they suggest is confirmed with others, which suggested nothing
 
 # What most models are judged by, and how that is called: frozen features of all that labelled tiles have. The first one
 # decides: the mean over both protocols and all shares of the labels; the others say where a difference comes from.
@@ -34,6 +34,8 @@ ACCURACIES = {
     "class rgb-only linear 1.00x": "RGB, linear, 100 %",
     "shifted-class all linear 1.00x": "shifted, linear, 100 %",
     "shifted-class all knn-20 1.00x": "shifted, k-NN, 100 %",
+    "moved all linear 1.00x": "moved there, linear, 100 %",
+    "moved all knn-20 1.00x": "moved there, k-NN, 100 %",
 }
 
 
@@ -62,13 +64,13 @@ class Interval:
         """Whether there is an interval, and 0 lies outside."""
         return self.count > SCREENED and (self.low > 0 or self.high < 0)
 
-    def words(self, digits: int, sign: str = "") -> str:
-        """The mean and the interval (of two seeds both); a difference whose interval leaves out 0 is bold."""
+    def words(self, digits: int, sign: str = "", *, bold: bool = False) -> str:
+        """The mean and the interval (of two seeds both); bold, if asked for, where that leaves out 0."""
         if not self.count:
             return "-"
         between = "to" if self.count > SCREENED else "and"
         text = f"{self.mean:{sign}.{digits}f} ({self.low:{sign}.{digits}f} {between} {self.high:{sign}.{digits}f})"
-        return f"**{text}**" if sign and self.decided else text
+        return f"**{text}**" if bold and self.decided else text
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,13 @@ class Figures:
     records: Mapping[tuple[str, int], Mapping[str, Any]]
     budget: Budget
 
-    def seeds(self, *arms: Arm) -> list[int]:
-        """Those that all of some arms have."""
+    def seeds(self, *arms: Arm, screening: bool = False) -> list[int]:
+        """Those that all of some arms have: the first, if asked for or where there are no others, else the others."""
         of = [{s for k, s in self.records if k == key_of(arm, self.budget)} for arm in arms]
-        return sorted(set.intersection(*of))
+        first = sorted({s for _, s in self.records})[:SCREENED]
+        both = sorted(set.intersection(*of))
+        fresh = [] if screening else [seed for seed in both if seed not in first]
+        return fresh or [seed for seed in both if seed in first]
 
     def values(self, arm: Arm, what: str, seeds: Sequence[int]) -> list[float]:
         """One figure per seed; of several, "a & b", the mean. None where the arm cannot be measured so."""
@@ -89,13 +94,16 @@ class Figures:
         names = what.split(" & ")
         return [statistics.mean(row[name] for name in names) for row in found if row.keys() >= set(names)]
 
-    def of(self, arm: Arm, what: str, scale: float = 1.0) -> Interval:
-        """Over the seeds of the arm."""
-        return Interval.of([scale * value for value in self.values(arm, what, self.seeds(arm))])
+    def of(self, arm: Arm, what: str, scale: float = 1.0, seeds: Sequence[int] | None = None) -> Interval:
+        """Over some seeds, or those of the arm."""
+        seeds = self.seeds(arm) if seeds is None else seeds
+        return Interval.of([scale * value for value in self.values(arm, what, seeds)])
 
-    def difference(self, arm: Arm, base: Arm, what: str, scale: float = 1.0) -> Interval:
-        """Arm minus base, over the seeds of both, paired."""
-        seeds = self.seeds(arm, base)
+    def difference(
+        self, arm: Arm, base: Arm, what: str, scale: float = 1.0, seeds: Sequence[int] | None = None
+    ) -> Interval:
+        """Arm minus base, over some seeds, or those of both, paired."""
+        seeds = self.seeds(arm, base) if seeds is None else seeds
         own, others = self.values(arm, what, seeds), self.values(base, what, seeds)
         return Interval.of([scale * (value - other) for value, other in zip(own, others, strict=bool(own))])
 
@@ -137,16 +145,19 @@ def forest(
             axis.spines[side].set_visible(False)
     for axis in list(axes.flat)[count:]:
         axis.set_axis_off()
+    for axis in list(axes.flat)[max(0, count - columns) : count]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
     figure.supxlabel(unit, fontsize=8)
     return save_figure(figure, path)
 
 
 @dataclass(frozen=True)
 class Question:
-    """Arms that are compared with a base: all on two seeds, those that are confirmed on all of them.
+    """Arms that are compared with a base: all on the first two seeds, those that are confirmed on the others too.
 
     battery: the module that measures. measures: {what was measured, or several joined by " & " whose mean counts: what
-    that is called}. same_axis: whether what was measured has one unit.
+    that is called}; the first `deciding` ones decide, the others say where a difference comes from. same_axis: whether
+    what was measured has one unit.
     """
 
     name: str
@@ -155,6 +166,7 @@ class Question:
     arms: Sequence[Arm]
     confirmed: Sequence[str]
     measures: Mapping[str, str]
+    deciding: int = 1
     battery: str = "frozen"
     scale: float = 100.0
     unit: str = "accuracy, %"
@@ -164,17 +176,22 @@ class Question:
     def show(self, figures: Figures, picture: Path) -> str:
         """A table of the arms and one of their differences from the base, and the picture of these."""
         names = ["seeds", *self.measures.values()]
-        values, differences = {self.unit: names}, {f"minus {self.base.name}": names}
+        values, differences, found = {self.unit: names}, {f"minus {self.base.name}": names}, {}
         for arm in (self.base, *self.arms):
-            own = [figures.of(arm, what, self.scale).words(self.digits) for what in self.measures]
-            values[arm.name] = [str(len(figures.seeds(arm))), *own]
-        found = {
-            arm.name: [figures.difference(arm, self.base, what, self.scale) for what in self.measures]
-            for arm in self.arms
-        }
-        for name, intervals in found.items():
-            cells = [interval.words(self.digits, "+") for interval in intervals]
-            differences[name] = [str(max(i.count for i in intervals)), *cells]
+            for screening in (False, True):
+                seeds = figures.seeds(arm, self.base, screening=screening)
+                if screening and seeds == figures.seeds(arm, self.base):
+                    continue
+                name = f"{arm.name}, screening" if screening else arm.name
+                head = ", ".join(map(str, seeds))
+                own = [figures.of(arm, what, self.scale, seeds) for what in self.measures]
+                values[name] = [head, *(interval.words(self.digits) for interval in own)]
+                if arm is not self.base:
+                    found[name] = [
+                        figures.difference(arm, self.base, what, self.scale, seeds) for what in self.measures
+                    ]
+                    cells = [i.words(self.digits, "+", bold=n < self.deciding) for n, i in enumerate(found[name])]
+                    differences[name] = [head, *cells]
         panels = {
             word: {name: intervals[i] for name, intervals in found.items()}
             for i, word in enumerate(self.measures.values())
@@ -193,7 +210,7 @@ class Question:
         known = measured((self.base, *self.arms), seeds[:SCREENED], place, budget, self.battery)
         sure = [arm for arm in self.arms if arm.name in self.confirmed]
         if sure:
-            known = measured((self.base, *sure), seeds, place, budget, self.battery)
+            known = measured((self.base, *sure), seeds[SCREENED:], place, budget, self.battery)
         if place.dry:
             return
         publish(place, self.name, self.show(Figures(known, budget), place.picture(f"study_{self.name}")))

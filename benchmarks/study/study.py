@@ -83,7 +83,7 @@ class Budget:
 class Arm:
     """A way to pre-train: its name, and the options in which it differs from the paper's recipe at the same budget.
 
-    Beside options, "times" multiplies the steps of the budget, and "faults" names those of faults.py.
+    Beside options, "faults" names those of faults.py.
     """
 
     name: str
@@ -137,8 +137,11 @@ def world(place: Place, budget: Budget, seed: int) -> Path:
 class Kept:
     """A labelled world (a `Labelled`), read once: one file per sample takes longer to open than to look at.
 
-    partition: of the training labels; valid: how many tiles to validate on, all by default.
+    partition: of the training labels; valid: how many tiles to validate on, all by default. standard: data whose
+    statistics it takes; its own by default.
     """
+
+    standard: "Kept | None" = None
 
     def __init__(self, root: Path, name: str, partition: str, valid: int | None):
         self.source = source = GeoBench(root, name, partition=partition)
@@ -169,7 +172,7 @@ class Kept:
 
     def statistics(self) -> Mapping[str, tuple[float, float]]:
         """As `Labelled.statistics`."""
-        return self.source.statistics()
+        return (self.standard or self).source.statistics()
 
     def fingerprint(self) -> str:
         """As `Labelled.fingerprint`."""
@@ -215,24 +218,21 @@ def worlds(place: Place, budget: Budget, seed: int, battery: str) -> None:
 
 def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOptions:
     """How an arm is pre-trained; the rate follows the size, and the schedule the steps."""
-    size, steps = arm.changes.get("model.size", budget.size), steps_of(arm.changes, budget)
-    options = demo_options()
+    size, options = arm.changes.get("model.size", budget.size), demo_options()
     options.seed, options.out, options.resume = seed, folder_of(arm, place, budget, seed), True
     options.model.size = size
     if size in WIDTHS:
         cast(dict[str, Any], SIZES)[size] = WIDTHS[size]
     options.data.root, options.data.workers, options.data.val_tiles = world(place, budget, seed), 0, 512
-    options.optim.steps, options.optim.batch_size, options.optim.lr = steps, budget.batch, RATES[size]
-    options.optim.warmup_steps = max(1, steps // 15)
+    options.optim.steps, options.optim.batch_size, options.optim.lr = budget.steps, budget.batch, RATES[size]
     machine = options.trainer
     machine.accelerator, machine.progress, machine.panels, machine.loggers = place.accelerator, False, 0, []
-    machine.val_every = machine.save_every = steps
     if STACKED.name in arm.changes.get("model.inputs", ()):
         # The package does not know such a modality, nor does the packed copy have it.
         cast(dict[str, Any], MODALITIES)[STACKED.name] = STACKED
         options.data.root = world(place, budget, seed).parent.parent / "synthetic"
     for name, value in arm.changes.items():
-        if name in ("times", "faults"):
+        if name == "faults":
             continue
         *path, last = name.split(".")
         section: Any = options
@@ -240,13 +240,32 @@ def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOpt
             section = getattr(section, part)
         if not hasattr(section, last):
             raise AttributeError(f"no option '{name}'")
-        setattr(section, last, value)
+        usual = getattr(section, last)
+        setattr(section, last, resolved(value, SIZES[size][last] if usual is None and last in SIZES[size] else usual))
+    steps = steps_of(arm.changes, budget)
+    options.optim.warmup_steps = max(1, steps // 15)
+    machine.val_every = machine.save_every = steps
     return options
 
 
 def steps_of(changes: Mapping[str, Any], budget: Budget) -> int:
     """How long an arm is trained."""
-    return int(changes.get("times", 1) * budget.steps)
+    return resolved(changes.get("optim.steps", budget.steps), budget.steps)
+
+
+def times(factor: float) -> str:
+    """The value of an option that is so many times what it would be otherwise."""
+    return f"x{factor:g}"
+
+
+# What longer training does; law.py has the same model.
+LONG = Arm("four times the steps", {"optim.steps": times(4)})
+
+
+def resolved(value: Any, usual: Any) -> Any:
+    """A value, also where it was written as `times`."""
+    many = isinstance(value, str) and value.startswith("x")
+    return type(usual)(float(value[1:]) * usual) if many else value
 
 
 def folder_of(arm: Arm, place: Place, budget: Budget, seed: int) -> Path:
@@ -353,7 +372,7 @@ def measured(
 
 
 def arguments(
-    description: str | None, seeds: str = "0,1,2,3,4", **defaults: int | str
+    description: str | None, seeds: str = "0,1,2,3,4,5,6", **defaults: int | str
 ) -> tuple[Place, Budget, list[int]]:
     """The command line of a study: where, which seeds, which budget; by default these."""
     parser = argparse.ArgumentParser(

@@ -1,6 +1,6 @@
 """Question 5, first half: one model for every subset of its inputs, against specialists for six of them.
 
-    python benchmarks/study/subsets.py [--seeds 0,1,2,3,4] [--work runs/study] [--jobs 2]
+    python benchmarks/study/subsets.py [--seeds 0,1,2,3,4,5,6] [--work runs/study] [--jobs 2]
 
 Six inputs that labelled tiles have: the four groups of Sentinel-2, elevation, radar; land cover is a target only. One
 pre-trained model is fine-tuned with all labels of one set (one label per tile, 400 steps of 16 tiles): on all inputs;
@@ -87,6 +87,7 @@ SUBSETS = Question(
         **{mean_of(number): f"{number} of 6" for number in range(1, 7)},
         **{"+".join(subset): name for name, subset in NAMED.items()},
     },
+    deciding=2,
     battery="subsets",
 )
 

@@ -19,8 +19,9 @@ from multimae_eo.modalities import (
     canonical_bands,
     fed_by,
     find_band,
+    lacks,
 )
-from multimae_eo.raster import Batch, Majority, Raster, by_modality
+from multimae_eo.raster import Batch, Majority, Raster, by_modality, pad
 from multimae_eo.units import EIGHT_BIT, looks_like
 
 Units = Literal["dn", "reflectance"]
@@ -112,12 +113,21 @@ def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Chan
         if names is None:
             raise ConfigError('the bands of the images are not named; pass bands=["B02", "B03", ...] in their order.')
         return _split(array, names, None, "the images")
+    stated = {} if bands is None else bands
+    if not isinstance(stated, Mapping) or not stated.keys() <= images.keys():
+        first = next(iter(images), "rgb")
+        said = f"for {', '.join(map(str, stated))}" if isinstance(stated, Mapping) else "in one list"
+        raise ConfigError(
+            f"bands are given {said}, but the images are {', '.join(map(str, images))}; pass them by these keys: "
+            f"bands={{'{first}': [...]}}."
+        )
     found: dict[str, Channel] = {}
     for key, value in images.items():
-        stated = bands.get(key) if isinstance(bands, Mapping) else None
-        array, own = _array(value, stated)
+        array, own = _array(value, stated.get(key))
         _, product = IMAGE_KEYS.get(str(key).upper(), ((), None))
-        names = _names(str(key), array, config) if own is None else own
+        names = (
+            _names(str(key), array, config, [str(other) for other in images if other != key]) if own is None else own
+        )
         for band, channel in _split(array, names, product, f"'{key}'").items():
             if band in found:
                 raise ConfigError(f"'{key}' gives {band}, which another of the images has given; give each band once.")
@@ -148,10 +158,19 @@ def _array(value: Any, names: list[str] | None) -> tuple[Tensor, list[str] | Non
     return value, names
 
 
-def _names(key: str, array: Tensor, config: ModelConfig) -> list[str]:
-    """The bands that a key stands for."""
+def _names(key: str, array: Tensor, config: ModelConfig, others: Sequence[str]) -> list[str]:
+    """The bands that a key stands for. others: the keys of the other images."""
     number = array.shape[-3] if array.ndim > 2 else 1
-    modality = config.modalities.get(key) or MODALITIES.get(key)
+    modality = _modality(key, config)
+    if modality is not None and array.ndim == 3 and number == len(modality.bands) > 1 and find_band(key) is not None:
+        # One image of all bands, or several of the one band of that name; the others say how images are keyed here.
+        if any(find_band(other) is not None and _modality(other, config) is None for other in others):
+            return [key]
+        if not any(_modality(other, config) or other.upper() in IMAGE_KEYS for other in others):
+            raise ConfigError(
+                f"'{key}' can be one image of {' '.join(modality.bands)} or {number} of {find_band(key)}; pass "
+                f"[samples, bands, height, width], or bands={{'{key}': [...]}}."
+            )
     if modality is not None and (number == len(modality.bands) or len(modality.bands) == 1):
         return list(modality.bands)
     if key.upper() in IMAGE_KEYS:
@@ -164,6 +183,10 @@ def _names(key: str, array: Tensor, config: ModelConfig) -> list[str]:
     if modality is not None:
         raise BatchError(f"'{key}' has {number} bands; expected {len(modality.bands)}: {' '.join(modality.bands)}.")
     raise UnknownNameError("key of the images", key, [*config.modalities, *IMAGE_KEYS, *config.bands])
+
+
+def _modality(key: str, config: ModelConfig) -> Modality | None:
+    return config.modalities.get(key) or MODALITIES.get(key)
 
 
 def _split(array: Tensor, names: Sequence[str], product: str | None, where: str) -> dict[str, Channel]:
@@ -213,9 +236,10 @@ def _raster(
 
 
 def _own_grid(modality: Modality, raster: Raster) -> Raster:
-    """Classes at 10 m on the modality's own coarser grid."""
+    """Classes at 10 m on the modality's own coarser grid; what its cells reach over the edge is invalid."""
     assert isinstance(modality, Categorical)
-    return Majority(modality.codes, modality.stride).to(raster.values.device)(raster)
+    whole = pad({modality.name: raster}, strides={modality.name: 1}, multiple=modality.stride)[modality.name]
+    return Majority(modality.codes, modality.stride).to(raster.values.device)(whole)
 
 
 def _check_unit(modality: Modality, values: Tensor, valid: Tensor, units: Units | None, bands: Sequence[str]) -> None:
@@ -223,7 +247,8 @@ def _check_unit(modality: Modality, values: Tensor, valid: Tensor, units: Units 
     measured = values[valid]
     if not measured.numel():
         return
-    known = measured[:: max(1, measured.numel() // JUDGED)].detach().cpu().numpy()
+    some = measured[:: max(1, measured.numel() // JUDGED)].detach().cpu()
+    known = (some.float() if some.dtype == torch.bfloat16 else some).numpy()  # NumPy has no bfloat16
     guess, stated = looks_like(modality, known), modality.unit
     if modality.unit == REFLECTANCE:
         seems = "reflectance" if guess == "reflectance" else ("dn" if guess is None else None)
@@ -265,6 +290,11 @@ def _listed(product: str | Sequence[str] | None) -> Sequence[str]:
 
 def product_index(modality: Modality, product: str | Sequence[str] | None, key: str | None = None) -> int:
     """The index of the product of a modality: as said, else as the key of its images names it, else its only one."""
+    if key is not None and lacks(modality, key) and not {*_listed(product)} & {*modality.products}:
+        raise ConfigError(
+            f"the images are of {key} by their name, but the model knows {modality.name} of "
+            f"{', '.join(modality.products)}. Take such images; product='{modality.products[0]}' reads these as those."
+        )
     said = [p for p in (*_listed(product), key) if p in modality.products]
     given = f" by '{', '.join(_listed(product))}'" if product else ""
     if len(set(said)) > 1:

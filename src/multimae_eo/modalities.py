@@ -284,6 +284,15 @@ IMAGE_KEYS: Mapping[str, tuple[tuple[str, ...], str | None]] = {
 }
 
 
+def lacks(modality: Modality, product: str) -> bool:
+    """Whether a product is one that the package describes for a modality, of whose products this one has others only.
+
+    So it is where a model was pre-trained on one product: another one must not be standardised as that.
+    """
+    described = MODALITIES[modality.name].products if modality.name in MODALITIES else ()
+    return product in described and product not in modality.products and bool({*described} & {*modality.products})
+
+
 def find_band(name: str) -> str | None:
     """The canonical name of a band, or None."""
     return _CANONICAL.get(name.strip().lower())

@@ -4,6 +4,8 @@ import numpy as np
 
 from multimae_eo.modalities import REFLECTANCE, Categorical, Modality
 
+# Heights in metres outside of which lies nothing that is measured, on land or of trees.
+LOWEST, HIGHEST = -1000, 9500
 # The guess that a model of one's own may still take.
 EIGHT_BIT = "8-bit numbers"
 
@@ -18,12 +20,14 @@ def looks_like(modality: Modality, values: np.ndarray) -> str | None:
         return f"codes without a meaning here ({', '.join(map(str, strange[:8]))})" if strange else None
     low, high = float(values.min()), float(values.max())
     if modality.unit == REFLECTANCE:
-        if high <= 2 and low > -0.5:
+        usual = float(np.percentile(values, 99))  # some pixels glint
+        if usual <= 2 and low > -0.5:
             return "reflectance"
-        if low < 0 and high < 50:
+        # Over dark water reflectance x 10000 is as small, but lower, or in whole numbers.
+        if low > -10 and usual < 50 and np.mean(values < -0.3) > 0.05 and not np.array_equal(values, np.rint(values)):
             return "standardised numbers"
         eight_bit = values.dtype == np.uint8 or (high == 255 and np.mean(values == 255) > 1e-3 and low >= 0)
         return EIGHT_BIT if eight_bit else ("none of this unit" if high > 65535 else None)
     if modality.unit == "dB":
         return "linear power" if low >= 0 else ("none of this unit" if low < -100 else None)
-    return "none of this unit" if low < -1000 or high > 9500 else None
+    return "none of this unit" if modality.unit == "m" and (low < LOWEST or high > HIGHEST) else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from multimae_eo.data import web
@@ -124,15 +124,22 @@ def _measured(file: Remote, job: _Job) -> Remote | None:
     """The file with the size that its server states; None where a server lacks one that it may lack."""
     if file.size:
         return file
-    try:  # not with HEAD, which some servers do not answer
-        with web.patiently(lambda: web.ask(file.url, {"Range": "bytes=0-0"}), job.pause) as response:
-            if size := web.size_of(response):
-                return dataclasses.replace(file, size=size)
+    try:
+        if size := web.patiently(lambda: _stated(file), job.pause):
+            return dataclasses.replace(file, size=size)
         raise DataError(f"'{file.url}': the server does not say how long it is, so it cannot be checked. {web.BY_HAND}")
     except DataError:
         if file.optional:
             return None
         raise
+
+
+def _stated(file: Remote) -> int:
+    """The size that a server states, 0 where it states none; not with HEAD, which some do not answer."""
+    with web.ask(file.url, {"Range": "bytes=0-0"}) as response:
+        with web.network(file.url):
+            _check_kind(file, response.read1(16))
+        return web.size_of(response)
 
 
 def _needed(lacking: Sequence[Remote], job: _Job) -> int:
@@ -204,7 +211,7 @@ def _receive(file: Remote, content: BinaryIO, path: Path, job: _Job) -> None:
     start, known = content.seek(0, os.SEEK_END), notes.read_text() if notes.is_file() else ""
     if start == file.size:
         return
-    start = start if start < file.size else _empty(content)
+    start = start if start < file.size else 0
     headers = {"Range": f"bytes={start}-"} if start else {}
     if start and known:
         headers["If-Range"] = known
@@ -212,30 +219,41 @@ def _receive(file: Remote, content: BinaryIO, path: Path, job: _Job) -> None:
         version, part = web.version_of(response), response.status == 206
         begins = f"bytes {start}-{file.size - 1}/{file.size}" == response.headers["Content-Range"]
         if start and not (part and begins and version == known):
-            start = _empty(content)
+            start = 0
             if part:  # of another version
+                _empty(content)
                 raise web.Dropped(f"'{file.url}' has changed.", after=0)
-        notes.write_text(version)
-        while True:
+        while start <= file.size:
             job.pause()
             job.done[file.path] = start
             with web.network(file.url):
                 chunk = response.read1(CHUNK)
             if not chunk:
                 break
-            if not start and not chunk.lstrip().startswith(_BEGINS.get(path.suffix, b"")):  # now, and not after hours
-                what = f"is no {path.suffix[1:]} file, it begins with {chunk[:40]!r}"
-                raise DataError(
-                    f"'{file.url}' {what}. Open it in a browser: a web page may ask to log in. {web.BY_HAND}"
-                )
+            if not start:
+                _check_kind(file, chunk)  # now, and not after hours; what is there stays until something better comes
+                _empty(content)
+                notes.write_text(version)
             start += content.write(chunk)
     if start < file.size:
         raise web.Dropped(f"'{file.url}' broke off after {start} of {file.size} bytes.")
 
 
-def _empty(content: BinaryIO) -> int:
+def _check_kind(file: Remote, first: bytes) -> None:
+    """Raise DataError where the first bytes of an answer are of no such file, but of a web page, perhaps."""
+    kind = PurePosixPath(file.path).suffix
+    begins, text = _BEGINS.get(kind, b""), first.lstrip()
+    page = not begins and text.startswith(b"<")
+    if text and (page or not text.startswith(begins[: len(text)])):
+        what = f"is no {kind[1:]} file, it begins with" if kind else "begins like a web page,"
+        raise DataError(
+            f"'{file.url}' {what} {first[:40]!r}. Open it in a browser: a web page may ask to log in. {web.BY_HAND}"
+        )
+
+
+def _empty(content: BinaryIO) -> None:
     content.truncate(0)
-    return content.seek(0)
+    content.seek(0)
 
 
 def _damage_of(path: Path, file: Remote) -> str:

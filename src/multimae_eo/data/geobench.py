@@ -40,6 +40,7 @@ class GeoBench:
     root: the folder that holds classification_v1.0 and segmentation_v1.0 ($GEO_BENCH_DIR), or the set's own folder.
     partition: "default", or a fraction of the training split ("0.01x" to "1.00x").
     ignore_class0: for sets where class 0 means no data, whether such pixels are left out; None for all others.
+    look: into one image, so that a wrong folder is found at once, and for the note on files of several dates.
     Raises UnknownNameError, ConfigError, or DataError where files are missing or splits overlap (see `allow_leaks`).
     No file stays open, so that any process may read.
     """
@@ -52,6 +53,7 @@ class GeoBench:
         partition: str = DEFAULT_PARTITION,
         ignore_class0: bool | None = None,
         allow_leaks: bool = False,
+        look: bool = True,
     ):
         if name not in SETS:
             raise UnknownNameError("GEO-Bench set", name, SETS)
@@ -62,7 +64,7 @@ class GeoBench:
         choice = _choice(self.set, ignore_class0)
         self.folder = find(root, self.set)
         self.ids: Mapping[SplitName, tuple[str, ...]] = self._read_ids(partition, allow_leaks=allow_leaks)
-        notes = (*self.set.notes, *choice, *self._notes_of_dates())
+        notes = (*self.set.notes, *choice, *(self._notes_of_dates() if look else ()))
         if partition != DEFAULT_PARTITION:
             notes += (f"training split reduced to partition {partition}",)
         bands = tuple(layer.band for layer in self.set.layers)
@@ -94,7 +96,7 @@ class GeoBench:
         return ids
 
     def _notes_of_dates(self) -> tuple[str, ...]:
-        """Look into one image, so that a wrong folder is found at once; whether it holds several dates."""
+        """Whether the first image holds several dates."""
         with self._open(self.ids["train"][0]) as (file, where):
             _, dates = _choose(self.set.layers, tuple(file), where)
         return ("of several dates in a file, the first is read",) if len(dates) > 1 else ()

@@ -242,7 +242,7 @@ class MMEarth(Tiles):
             return self._word(entry, "S2_type", row).upper()
         tile = self._word(entry, "tile_id", row)
         if tile not in self._s2_types:
-            raise DataError(
+            raise UnreadError(
                 f"'{self.folder / self.name}_tile_info.json' has no 'S2_type' of tile '{tile}' (row {row}), and the "
                 f"metadata of '{self.path}' has none either; expected 'l1c' or 'l2a'."
             )
@@ -253,7 +253,7 @@ class MMEarth(Tiles):
         try:
             return value.decode()
         except (AttributeError, UnicodeDecodeError):
-            raise DataError(
+            raise UnreadError(
                 f"'{self.path}', array 'metadata', row {row}: '{name}' is {reprlib.repr(value)}; expected text."
             ) from None
 
@@ -268,7 +268,7 @@ class MMEarth(Tiles):
                 )
             return modality.products.index(kind)
         if self._sources[modality.name][0] == "sentinel2":
-            raise DataError(
+            raise UnreadError(
                 f"'{self.path}', row {row}: the 'S2_type' of the tile is '{kind}', expected {' or '.join(known)} (for "
                 f"'{modality.name}'). Correct it, or leave the tile out of the splits."
             )

@@ -74,9 +74,21 @@ def too_many(number: int, limit: int, record: Path | None, cause: str) -> DataEr
     )
 
 
-def left_out(record: Path) -> dict[str, str]:
-    """The names in a record, each with the cause that was written last; none where there is no record."""
+def left_out(record: Path, after: int = 0) -> dict[str, str]:
+    """The names in a record, each with the cause that was written last; none where there is no record.
+
+    after: as many rows before are of earlier sessions of a run, whose tiles may have been mended since.
+    """
+    return {row[2]: row[3] for row in _rows(record)[after:]}
+
+
+def number_of(record: Path) -> int:
+    """The rows of a record."""
+    return len(_rows(record))
+
+
+def _rows(record: Path) -> list[list[str]]:
     if not record.exists():
-        return {}
+        return []
     with open(record, newline="") as file:
-        return {row[2]: row[3] for row in csv.reader(file) if len(row) == len(COLUMNS)}
+        return [row for row in csv.reader(file) if len(row) == len(COLUMNS)]

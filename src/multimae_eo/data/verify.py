@@ -15,13 +15,15 @@ from multimae_eo.data.geobench import GeoBench
 from multimae_eo.data.geobench_sets import SETS
 from multimae_eo.data.hdf5 import open_hdf5
 from multimae_eo.data.labelled import SPLITS
-from multimae_eo.data.layout import ARRAYS
+from multimae_eo.data.layout import ADDRESSES, ARRAYS
 from multimae_eo.data.layout import SPLITS as TILE_SPLITS
 from multimae_eo.data.packed import TILES, checksum, read_index, shard_name
 from multimae_eo.data.tiles import HDF5, INDEX, find, read_json
 from multimae_eo.errors import DataError
 from multimae_eo.whole import written
 
+PRODUCTS = tuple(ADDRESSES["B04"])  # of Sentinel-2
+_UNREADABLE = (OSError, RuntimeError, ValueError, IndexError)
 AT_A_TIME = 256  # tiles or images of one piece of work
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -47,7 +49,7 @@ def verify(root: str | os.PathLike[str], *, workers: int | None = None, progress
     per core. progress: called with the tiles and images done, and all. Raises DataError where it is no data set, or
     where what belongs to all of it (side files, the index) is damaged.
     """
-    pieces = list(_pieces(Path(root)))
+    pieces = list(_pieces(Path(os.path.abspath(root))))
     total, done, faults = sum(number for number, _ in pieces), 0, list[Fault]()
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         waiting = {pool.submit(find_faults): number for number, find_faults in pieces}
@@ -81,7 +83,7 @@ def _pieces(root: Path) -> Iterator[Piece]:
         root, sets = root.parent, [root.name]
     for name in sets:
         ignored = True if SETS[name].class0_is_no_data else None
-        source = GeoBench(root, name, ignore_class0=ignored, allow_leaks=True)
+        source = GeoBench(root, name, ignore_class0=ignored, allow_leaks=True, look=False)
         ids = list(dict.fromkeys(i for split in SPLITS for i in source.ids[split]))
         for some in _cut(ids):
             yield len(some), partial(_images, source, some)
@@ -124,18 +126,32 @@ def _rows(path: Path, arrays: Sequence[str], rows: Sequence[int]) -> list[Fault]
         chunks = {name: TileChunks(file[name]) for name in arrays}
         tiles = TileChunks(file["metadata"]) if isinstance(file.get("metadata"), h5py.Dataset) else None
         for row in rows:
+            if "sentinel2" in chunks and tiles is not None and (cause := _product_fault(tiles, row)):
+                faults.append(Fault(str(row), _tile_id(tiles, row), f"{path.name}:metadata", cause))
             for name, array in chunks.items():
                 try:
                     array[row]
-                except (OSError, RuntimeError, ValueError, IndexError) as error:
+                except _UNREADABLE as error:
                     faults.append(Fault(str(row), _tile_id(tiles, row), f"{path.name}:{name}", _line(error)))
     return faults
+
+
+def _product_fault(tiles: TileChunks, row: int) -> str:
+    """What keeps the metadata of a row from telling its product; "" where they do, or a side file does."""
+    try:
+        entry = tiles[row]
+    except _UNREADABLE as error:
+        return _line(error)
+    if "S2_type" not in (entry.dtype.names or ()):
+        return ""
+    kind = bytes(entry["S2_type"]).decode(errors="replace")
+    return "" if kind.upper() in PRODUCTS else f"S2_type is {kind!r}, expected {' or '.join(PRODUCTS).lower()}"
 
 
 def _tile_id(tiles: TileChunks | None, row: int) -> str:
     try:
         return str(tiles[row]["tile_id"].decode()) if tiles is not None else ""
-    except (OSError, RuntimeError, ValueError, IndexError):
+    except _UNREADABLE:
         return ""
 
 

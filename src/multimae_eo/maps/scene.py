@@ -14,7 +14,7 @@ from multimae_eo.maps.finding import Found, Place, look
 from multimae_eo.maps.grid import grid_of, overlap
 from multimae_eo.maps.layers import Band, CubeLayer, Damage, FileLayer, ItemLayer, Layer, Window
 from multimae_eo.maps.options import GridOptions, SourceOptions
-from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical, Modality
+from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical, Modality, lacks
 from multimae_eo.units import EIGHT_BIT, looks_like
 
 # Sen2Cor's scene classes: no data, defective, cloud shadow, clouds of medium and high probability, cirrus.
@@ -100,10 +100,19 @@ class Scene:
         return tuple(dict.fromkeys(s.found.date for s in self.sources if s.found.date is not None))
 
     def product_of(self, modality: Modality) -> str | None:
-        """What the bands of a modality are of, as their source says."""
+        """What the bands of a modality are of, as their source says; raises ConfigError where a model lacks that."""
         for source in self.sources:
-            if set(source.bands) & set(modality.bands) and source.found.product in modality.products:
-                return source.found.product
+            said = source.found.product
+            if said is None or not set(source.bands) & set(modality.bands):
+                continue
+            if lacks(modality, said):
+                raise ConfigError(
+                    f"{source.found.says} is {said}, but the model knows {modality.name} of "
+                    f"{', '.join(modality.products)}. Take a scene of that; to read this one as such all the same: "
+                    f"--source.{source.found.name}.product {modality.products[0]}"
+                )
+            if said in modality.products:
+                return said
         return modality.products[0] if len(modality.products) == 1 else None
 
     def read(self, window: Window, bands: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multimae_eo.config import ModelConfig
-from multimae_eo.data.patience import left_out, too_many
+from multimae_eo.data.patience import left_out, number_of, too_many
 from multimae_eo.errors import DataError, DivergedError, TerminatedError
 from multimae_eo.losses import UncertaintyWeights, ViewLosses, count_samples, reconstruction_losses
 from multimae_eo.masking import TokenMask, place_mask
@@ -65,6 +65,7 @@ class PretrainTask(SteppedTask):
         self.register_buffer("unread", torch.zeros(()))
         self.register_buffer("asked", torch.zeros(2), persistent=False)
         self.too_many_unread = False  # this process found it out
+        self._unread_before = number_of(options.out / UNREAD)  # by sessions before this one
         self._begin, self._totals = self.begin, self.totals
         self.sharded = options.trainer.strategy == "fsdp"
         if options.trainer.compile:  # but not validation, whose last batch is smaller
@@ -193,12 +194,12 @@ class PretrainTask(SteppedTask):
 
     def _look_at_unread(self) -> None:
         """See whether more tiles were left out than may be; the others learn it with the next step."""
-        found = left_out(self.options.out / UNREAD) if self.trainer.is_global_zero else {}
+        found = left_out(self.options.out / UNREAD, self._unread_before) if self.trainer.is_global_zero else {}
         self.too_many_unread = len(found) > self.options.data.max_unread
 
     def _too_many(self) -> DataError:
         record, limit = self.options.out / UNREAD, self.options.data.max_unread
-        causes = [*left_out(record).values()]
+        causes = [*left_out(record, self._unread_before).values()]
         return too_many(max(len(causes), limit + 1), limit, record, causes[-1] if causes else "")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
