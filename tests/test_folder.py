@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from geotiff_scene import write
 
-from multimae_eo.data.folder import GeoTIFFFolder
+from multimae_eo.data.folder import GeoTIFFFolder, _scales
 from multimae_eo.data.labelled import products_of, rasters, with_own_statistics
 from multimae_eo.errors import ConfigError, DataError, UnknownNameError
 from multimae_eo.modalities import MODALITIES
@@ -155,6 +155,11 @@ def test_what_was_not_measured(tmp_path: Path):
     assert np.array_equal(read.values[1], floats[2] * 0.5)
     assert np.isfinite(read.values).all()
     assert source(tmp_path, nodata=0).read("a.tif").valid[0, 0].tolist() == [False, True, False, True, True]
+
+
+def test_a_scale_is_that_of_reflectances():
+    assert _scales(["B02", "B01", "dem", "worldcover", "VV"], 1e4).tolist() == [1e4, 1e4, 1, 1, 1]
+    assert _scales(["dem", "worldcover"], 0.1).tolist() == [0.1, 1]
 
 
 def test_statistics_are_those_of_valid_training_pixels(tmp_path: Path):

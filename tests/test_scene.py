@@ -349,16 +349,18 @@ def test_scales_that_files_state_are_applied(tmp_path):
     assert np.allclose(whole(opened({"dem": str(path)}, ("dem",)))[0], 432.1)
     assert np.allclose(whole(opened({"dem": SourceOptions(str(path), scale=1.0)}, ("dem",)))[0], 4321)
     stored = smooth((10, 60, 60), low=1050, high=3000).astype(np.uint16)
+    stored[:, 0, 0], stored[:, 0, 1] = 950, 0  # water, and no data
     path = write_raster(tmp_path / "s2.tif", stored, BANDS)
     with rasterio.open(path, "r+") as file:  # as ESA means it: reflectance = DN / 10000 - 0.1
         file.scales, file.offsets = (1e-4,) * 10, (-0.1,) * 10
     scene = opened({"s2": str(path)})
     assert scene.sources[0].offset == 0
-    assert np.allclose(whole(scene)[0], stored.astype(float) - 1000, atol=0.01)
+    wanted = np.where(stored > 0, np.maximum(stored.astype(float) - 1000, 1), 0)
+    values, valid = whole(scene)
+    assert np.allclose(values, wanted, atol=0.01)
+    assert np.array_equal(valid, stored > 0)
     for said in ({"offset": "on"}, {"offset": "on", "scale": 1.0}):  # the same, said twice, is done once
-        assert np.allclose(
-            whole(opened({"s2": SourceOptions(str(path), **said)}))[0], stored.astype(float) - 1000, atol=1
-        )
+        assert np.allclose(whole(opened({"s2": SourceOptions(str(path), **said)}))[0], wanted, atol=1)
     radar = write_raster(tmp_path / "s1.tif", np.full((2, 60, 60), -1200, np.int16), ["VV", "VH"])
     with pytest.raises(DataError, match="expected dB, got -1200"):
         opened({"s1": str(radar)}, ("VV", "VH"))

@@ -105,6 +105,13 @@ def test_validity():
     assert np.isfinite(found.values).all()
 
 
+def test_masked_arrays():
+    image = np.ma.masked_equal(np.full((3, *SIZE), 7, np.int16), -9999)
+    image[0, 1, 2] = np.ma.masked
+    assert not (found := read({}, image=image)).valid[0, 1, 2]
+    assert found.valid.sum() == found.valid.size - 1
+
+
 def test_statistics_are_measured_or_given():
     data = source(valid=torch.ones(3, *SIZE, dtype=torch.bool).index_fill(1, torch.tensor([0]), False))
     pixels = Fake(5, 5).images[:, :, 1:].double().numpy()

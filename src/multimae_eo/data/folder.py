@@ -16,6 +16,7 @@ from rasterio.errors import RasterioError
 from multimae_eo.config import TaskName
 from multimae_eo.data.geotiff_source import open_raster
 from multimae_eo.data.labelled import SPLITS, Label, Sample, SplitName, check_class, check_ids, check_mask
+from multimae_eo.data.layout import SENTINEL2_CHANNELS
 from multimae_eo.data.own_data import (
     SKIPPED,
     as_values,
@@ -26,6 +27,7 @@ from multimae_eo.data.own_data import (
     regression_labels,
 )
 from multimae_eo.errors import ConfigError, DataError, UnknownNameError
+from multimae_eo.modalities import MODALITIES, REFLECTANCE, Continuous
 
 _SPLIT_NAMES: Mapping[str, SplitName] = {**{split: split for split in SPLITS}, "val": "valid"}
 _SUFFIXES = (".tif", ".tiff")
@@ -78,6 +80,7 @@ class GeoTIFFFolder:
             raise ConfigError(f"scale is {scale}; expected a positive number.")
         self._names, self._nodata, self._scale = tuple(bands), nodata, scale
         self._channels, read_bands = named_channels(bands)
+        self._scales = _scales(read_bands, scale)
         self._ignore = as_values(ignore)
         products = () if product is None else (product,)
         name = self.root.resolve().name if name is None else name
@@ -177,7 +180,7 @@ class GeoTIFFFolder:
         if self._nodata is not None:
             valid = raw != self._nodata
         valid &= np.isfinite(raw)
-        return np.where(valid, raw * np.float64(self._scale), 0).astype(np.float32), valid
+        return np.where(valid, raw * self._scales[:, None, None], 0).astype(np.float32), valid
 
     def _label(self, sample_id: str, size: tuple[int, int] | None) -> Label:
         """size: of the image, which the mask must have."""
@@ -195,6 +198,14 @@ class GeoTIFFFolder:
         if self.about.task == "segmentation":
             return check_mask(codes, known, len(self.about.classes), size, where)
         return regression_labels(codes, known, size, where)
+
+
+def _scales(bands: Sequence[str], scale: float) -> np.ndarray:
+    """The factor of each band: that of reflectances is not one of heights beside them, and classes have none."""
+    known = {band: m.unit for m in MODALITIES.values() if isinstance(m, Continuous) for band in m.bands}
+    units = [REFLECTANCE if band in SENTINEL2_CHANNELS else known.get(band, "") for band in bands]
+    meant = {REFLECTANCE} if REFLECTANCE in units else {*units} - {""}
+    return np.array([scale if unit in meant else 1.0 for unit in units])
 
 
 def _cells(table: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

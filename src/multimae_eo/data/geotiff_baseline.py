@@ -44,8 +44,12 @@ class Decision:
 def survey(source: Source) -> Survey:
     """Read the whole file once, strip by strip; raises DataError where it holds no DN at all."""
     counts = np.zeros((len(source.read_bands), 65536), np.int64)
-    fractions = False
     with open_raster(source.path) as dataset:
+        if {*dataset.dtypes} == {"uint8"}:
+            raise DataError(
+                f"'{source.path}' ({source.key}): expected reflectance x 10000, got 8-bit numbers: a picture that was "
+                "stretched to colours. Take the bands that it was made of."
+            )
         for top, rows in strips(source.grid.height):
             numbers = read_reflectance(source, dataset, top, rows)
             for band, plane in enumerate(numbers):
@@ -60,10 +64,11 @@ def survey(source: Source) -> Survey:
             f"negative). Leave the place out with `places`, or set {source.key}.nodata."
         )
     largest = int(np.flatnonzero(counts.any(axis=0)).max())
-    if fractions and largest <= 2:
+    usual = int(np.searchsorted(np.cumsum(counts.sum(axis=0)), 0.99 * measured.sum()))  # some pixels glint
+    if fractions and usual <= 2:
         raise DataError(
-            f"'{source.path}' ({source.key}): expected reflectance x 10000, got values of at most {largest} after the "
-            f"scale {source.options.scale:g}; they look like reflectance. Set {source.key}.scale: 10000."
+            f"'{source.path}' ({source.key}): expected reflectance x 10000, but 99 % of the values are at most {usual} "
+            f"after the scale {source.options.scale:g}; they look like reflectance. Set {source.key}.scale: 10000."
         )
     darkest = {
         band: int(np.searchsorted(np.cumsum(row), 0.01 * row.sum()))

@@ -23,6 +23,7 @@ from multimae_eo.modalities import WORLDCOVER, canonical_bands
 METRES = 10.0  # the grid of the models
 SKIPPED = "-"
 BLOCK_ROWS = 128  # how many rows a survey holds in memory
+LOWEST_DB = -100
 LOWEST, HIGHEST = -500, 9000  # m; outside of it lies no land
 
 # source -> the bands that it may hold, what its values are, and the kinds of numbers accepted (numpy's letters).
@@ -289,7 +290,7 @@ def read_sentinel1(source: Source, dataset: Any, top: int, rows: int, orbit: str
 
 def survey(source: Source) -> None:
     """Read all of a DEM, land cover or Sentinel-1 file; raises DataError for what is wrong with its values."""
-    measured, lowest = False, math.inf
+    measured, lowest, negative, number = False, math.inf, 0, 0
     with open_raster(source.path) as dataset:
         for top, rows in strips(source.grid.height):
             if source.key == "dem":
@@ -302,16 +303,22 @@ def survey(source: Source) -> None:
                 raw, valid = read_values(source, dataset, top, rows)
                 known = raw[valid]
                 lowest = min(lowest, known.min(initial=math.inf))
+                negative, number = negative + int((known < 0).sum()), number + known.size
             measured |= known.size > 0
     if not measured:
         raise DataError(
             f"'{source.path}' ({source.key}) has no measured pixel: all are no data. Set {source.key}.nodata or "
             f"{source.key}.classes if that is wrong; else leave the file away ({source.key}.optional: true)."
         )
-    if source.key == "s1" and lowest >= 0:
+    if source.key == "s1" and lowest < LOWEST_DB:
         raise DataError(
-            f"'{source.path}' ({source.key}): expected dB, got no value below 0 (lowest {lowest:g}), so this is linear "
-            "power. Convert it: gdal_calc.py -A IN --allBands=A --outfile=OUT --calc='10*log10(A)'."
+            f"'{source.path}' ({source.key}): expected dB, got {lowest:g}, which nothing on Earth sends back. It means "
+            f"no data, most often: set {source.key}.nodata."
+        )
+    if source.key == "s1" and negative < 0.01 * number:  # some filters leave linear power slightly below 0
+        raise DataError(
+            f"'{source.path}' ({source.key}): expected dB, got hardly a value below 0 (lowest {lowest:g}), so this is "
+            "linear power. Convert it: gdal_calc.py -A IN --allBands=A --outfile=OUT --calc='10*log10(A)'."
         )
 
 

@@ -127,7 +127,7 @@ class TorchSource:
         if image.dtype.kind not in "iuf":
             raise DataError(f"{where}: the image holds {image.dtype}; expected integers or floats.")
         values = image[list(self._channels)].astype(np.float32)
-        valid = np.isfinite(values)
+        valid = np.isfinite(values) & _measured(item["image"], image.shape)[list(self._channels)]
         if "valid" in item:
             given = _array(item, "valid", where)
             if given.dtype != bool or given.shape not in (image.shape, (1, *image.shape[1:]), image.shape[1:]):
@@ -157,7 +157,7 @@ class TorchSource:
         if mask.ndim != 2:
             raise DataError(f"{where}: the mask is {mask.shape}; expected [height, width] or [1, height, width].")
         mask = mask.astype(np.uint8) if mask.dtype == bool else mask
-        known = ~np.isin(mask, self._ignore)
+        known = ~np.isin(mask, self._ignore) & _measured(item["mask"], mask.shape)
         size = size or (mask.shape[0], mask.shape[1])
         if self.about.task == "segmentation":
             return check_mask(mask, known, len(self.about.classes), size, where)
@@ -172,3 +172,8 @@ def _array(item: Mapping[str, Any], key: str, where: str) -> np.ndarray:
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return np.asarray(value)
+
+
+def _measured(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """What the mask of a NumPy masked array leaves."""
+    return ~np.broadcast_to(np.ma.getmaskarray(value).reshape(shape) if np.ma.isMaskedArray(value) else False, shape)

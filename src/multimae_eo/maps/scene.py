@@ -61,13 +61,14 @@ class Source:
             if isinstance(modality, Categorical):
                 self._classes(values[i], valid[i], options.classes)
                 continue
+            above = values[i] > 0  # DN 0 is no data in ESA's products; below it lies no DN
             if options.scale is not None:
                 values[i] *= options.scale
             elif self.stated[i] != (1.0, 0.0):  # as the file states
                 values[i] = values[i] * self.stated[i][0] + self.stated[i][1]
             if modality.unit == REFLECTANCE:
-                valid[i] &= values[i] > 0  # DN 0 is no data in ESA's products; below it lies no DN
-                if self.offset:
+                valid[i] &= above
+                if self.offset or self.stated[i][1]:  # what an offset takes below 0 was measured all the same
                     values[i] = np.maximum(values[i] - self.offset, 1)
         values[~valid] = 0
         return values, valid
