@@ -89,7 +89,7 @@ def test_types_and_values_that_do_not_fit(scene: Path) -> None:
     fails(DataError, options(scene), "lc/alp.tif", "expected integers", "float32")
     write(scene / "l2a/alp.tif", np.full((12, HEIGHT, WIDTH), 0.3, np.float32), names=L2A)
     fails(DataError, only_l2a, "l2a/alp.tif", "look like reflectance", "s2_l2a.scale: 10000")
-    write(scene / "l2a/alp.tif", np.full((12, HEIGHT, WIDTH), 120, np.uint8))
+    write(scene / "l2a/alp.tif", np.full((12, HEIGHT, WIDTH), 120, np.uint8), names=L2A)
     fails(DataError, only_l2a, "l2a/alp.tif", "8-bit numbers: a picture", "Take the bands")
     write(scene / "l2a/alp.tif", np.full((12, HEIGHT, WIDTH), 70000, np.int32), names=L2A)
     fails(DataError, only_l2a, "l2a/alp.tif", "at most 65535", "70000")
