@@ -3,7 +3,8 @@
     python benchmarks/study/filling.py [--seeds 0,1,2,3,4,5,6] [--work runs/study] [--jobs 2]
 
 The model fills in as `multimae-eo fill` does: the mean over eight random masks, each of which shows half of the tokens
-of the other modalities. Beside it: the same model shown all of these at once; the mean of the training tiles (of classes, the most frequent); a linear model per pixel (of classes,
+of the other modalities. Beside it: a model that was trained for four times as long; the same model shown all of these
+at once; the mean of the training tiles (of classes, the most frequent); a linear model per pixel (of classes,
 logistic); gradient-boosted trees per pixel. The last three are fitted to pixels of the model's own training tiles, and
 are told of a pixel what the model is told of the tile: all other modalities, relief per sample and in metres. Judged on
 tiles of another world, and of a shifted one. The true level and scale of the relief of a tile is given to all
@@ -25,7 +26,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from study import PAPER, Arm, Budget, Place, arguments, folder_of, model, options_of, tiles_elsewhere
+from study import LONG, PAPER, Arm, Budget, Place, arguments, folder_of, model, options_of, tiles_elsewhere
 
 from multimae_eo import checkpoint
 from multimae_eo.codecs import codec_for
@@ -272,6 +273,7 @@ FILLING = Question(
     title="Filling in a modality from all others",
     base=Arm("fill"),
     arms=(
+        Arm("fill, four times the steps", LONG.changes),
         Arm("all tokens at once", {"predictor": "all"}),
         Arm("mean of the training tiles", {"predictor": "mean"}),
         Arm("linear per pixel", {"predictor": "linear"}),

@@ -27,7 +27,7 @@ def main(run: Path) -> None:
     options = PretrainOptions(**vars(parse(["pretrain", "--config", str(run / "config.yaml")])[1]))
     root = Path(str(options.data.root))
     columns: dict[str, list[str]] = {}
-    for arm in (FILLING.base, *FILLING.arms):
+    for arm in (FILLING.base, *(arm for arm in FILLING.arms if "predictor" in arm.changes)):
         found = errors(arm.changes.get("predictor", "fill"), run / "checkpoint", options, {"": root}, 0)
         columns.setdefault("error", [target for _, target in found])
         columns[arm.name] = [f"{value:.2f}" for value in found.values()]
