@@ -114,13 +114,15 @@ def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Chan
             raise ConfigError('the bands of the images are not named; pass bands=["B02", "B03", ...] in their order.')
         return _split(array, names, None, "the images")
     stated = {} if bands is None else bands
-    if not isinstance(stated, Mapping) or not stated.keys() <= images.keys():
+    if not isinstance(stated, Mapping):
         first = next(iter(images), "rgb")
-        said = f"for {', '.join(map(str, stated))}" if isinstance(stated, Mapping) else "in one list"
         raise ConfigError(
-            f"bands are given {said}, but the images are {', '.join(map(str, images))}; pass them by these keys: "
+            f"bands are one list, but the images are {', '.join(map(str, images))}; pass them by these keys: "
             f"bands={{'{first}': [...]}}."
         )
+    for key in stated.keys() - images.keys():  # one that is missing may have bands all the same
+        if other := next((image for image in images if str(image).upper() == str(key).upper()), None):
+            raise ConfigError(f"bands are given for '{key}', but the key of the images is '{other}'; write both alike.")
     found: dict[str, Channel] = {}
     for key, value in images.items():
         array, own = _array(value, stated.get(key))
