@@ -168,7 +168,12 @@ WRONG = {
     "wrong number for a key": ({"S2L2A": images(13)}, {}, BatchError, "'S2L2A' has 13 bands; expected 12: B01"),
     "wrong number of a modality": ({"swir": images(3)}, {}, BatchError, "'swir' has 3 bands; expected 2: B11 B12"),
     "given by two keys": ({"rgb": images(), "B02": images(1)}, {}, ConfigError, "'B02' gives B02, which another"),
-    "bands in a list": ({"S2L2A": images(12)}, {"bands": RGB}, ConfigError, "are one list.*are S2L2A; pass them by"),
+    "bands in a list": (
+        {"S2L2A": images(12)},
+        {"bands": RGB},
+        ConfigError,
+        "are one list.*are S2L2A; pass one for each",
+    ),
     "bands of no key": ({"s2l2a": images(12)}, {"bands": {"S2L2A": RGB}}, ConfigError, "for 'S2L2A', but.*is 's2l2a'"),
     "a band or a modality": ({"nir": images(2)[0]}, {}, ConfigError, "one image of B8A B08 or 2 of B08; pass"),
     "text": (np.full((2, 3, 4, 4), "a"), {}, DataError, "hold <U1; expected numbers"),

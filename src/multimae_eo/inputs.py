@@ -115,10 +115,9 @@ def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Chan
         return _split(array, names, None, "the images")
     stated = {} if bands is None else bands
     if not isinstance(stated, Mapping):
-        first = next(iter(images), "rgb")
+        keys = ", ".join(map(str, images))
         raise ConfigError(
-            f"bands are one list, but the images are {', '.join(map(str, images))}; pass them by these keys: "
-            f"bands={{'{first}': [...]}}."
+            f"bands are one list, but the images are {keys}; pass one for each key that does not name its own."
         )
     for key in stated.keys() - images.keys():  # one that is missing may have bands all the same
         if other := next((image for image in images if str(image).upper() == str(key).upper()), None):

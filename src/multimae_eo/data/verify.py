@@ -49,7 +49,8 @@ def verify(root: str | os.PathLike[str], *, workers: int | None = None, progress
     per core. progress: called with the tiles and images done, and all. Raises DataError where it is no data set, or
     where what belongs to all of it (side files, the index) is damaged.
     """
-    pieces = list(_pieces(Path(os.path.abspath(root))))
+    root = Path(root)
+    pieces = list(_pieces(root if root.name not in ("", "..") else root.resolve()))
     total, done, faults = sum(number for number, _ in pieces), 0, list[Fault]()
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         waiting = {pool.submit(find_faults): number for number, find_faults in pieces}
