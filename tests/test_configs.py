@@ -120,6 +120,7 @@ def test_full_studies_are_planned(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (ROOT / "docs").glob("study_*.png")}
     out = full("full-studies", "ALL_STUDIES=transfer filling law", f"MORE=--work {tmp_path / 'work'}")
     assert "\ntransfer, small, 20,000 steps of 256 of 100,000 tiles: " in "\n" + out
-    assert "law, base" in out
+    assert "\nlaw, small, 20,000 steps of 256 of 100,000 tiles: " in "\n" + out
+    assert "base, 2 times" in out
     assert not (tmp_path / "work").exists()
     assert {p: p.stat().st_mtime_ns for p in (ROOT / "docs").glob("study_*.png")} == before
