@@ -71,11 +71,11 @@ class Resize(Prepare):
         return super().forward(resized, whole)
 
 
-class Unmasked(nn.Module):
+class Unmasked(Prepare):
     """Declares every pixel valid before a preparation, whatever number stands for no data; no class becomes one."""
 
     def __init__(self, config: ModelConfig, prepare: Prepare):
-        super().__init__()
+        super().__init__(config)
         self.prepare = prepare
         self.first = {name: m.codes[0] for name, m in config.modalities.items() if isinstance(m, Categorical)}
 
@@ -118,7 +118,7 @@ def resized(task: PretrainTask) -> PretrainTask:
 
 def unmasked(task: PretrainTask) -> PretrainTask:
     """The task without validity."""
-    task.cut = Unmasked(task.model.config, task.cut)  # type: ignore[assignment]
+    task.cut = Unmasked(task.model.config, task.cut)
     return task
 
 
