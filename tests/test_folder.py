@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from geotiff_scene import write
 
 from multimae_eo.data.folder import GeoTIFFFolder, _scales
@@ -160,6 +161,16 @@ def test_what_was_not_measured(tmp_path: Path):
 def test_a_scale_is_that_of_reflectances():
     assert _scales(["B02", "B01", "dem", "worldcover", "VV"], 1e4).tolist() == [1e4, 1e4, 1, 1, 1]
     assert _scales(["dem", "worldcover"], 0.1).tolist() == [0.1, 1]
+
+
+def test_a_stated_scale_is_not_passed_over(tmp_path: Path):
+    root = make(tmp_path, {})
+    with rasterio.open(root / "e.tif", "r+") as file:
+        file.offsets = (0.0, -5.0, -0.1)
+    fails(root, "e.tif", "1 x number + -0.1 (channel 3)", "gdal_translate -unscale")
+    with rasterio.open(root / "e.tif", "r+") as file:
+        file.offsets, file.scales = (0.0, -5.0, 0.0), (1e-4, 1.0, 1e-4)  # the second is left out
+    read_all(root)
 
 
 def test_statistics_are_those_of_valid_training_pixels(tmp_path: Path):

@@ -97,6 +97,22 @@ def test_types_and_values_that_do_not_fit(scene: Path) -> None:
     fails(DataError, only_l2a, "complex64")
 
 
+def test_a_stated_scale_is_not_passed_over(scene: Path) -> None:
+    """A number that means 0.0001 of reflectance is the unit; what else a file states would change its values."""
+
+    def state(path: str, scale: float, offset: float = 0.0) -> None:
+        with rasterio.open(scene / path, "r+") as file:
+            file.scales, file.offsets = [scale] * file.count, [offset] * file.count
+
+    state("l1c/alp.tif", 1e-4)
+    import_geotiffs(options(scene, out=scene / "stated"), say=quiet)
+    state("dem/alp.tif", 0.5)
+    fails(DataError, options(scene), "dem/alp.tif", "0.5 x number + 0", "gdal_translate -unscale")
+    state("dem/alp.tif", 1)
+    state("l1c/alp.tif", 1e-4, -0.1)
+    fails(DataError, options(scene), "l1c/alp.tif", "0.0001 x number + -0.1 (channel 1)", "then scale: 10000")
+
+
 def test_scenes_without_measured_pixels_and_marks_that_were_not_declared(scene: Path) -> None:
     write(scene / "l2a/alp.tif", np.zeros((12, HEIGHT, WIDTH), np.uint16), names=L2A)
     fails(DataError, only(scene, "s2_l2a"), "l2a/alp.tif", "no measured pixel", "places")

@@ -12,6 +12,7 @@ rasterio = pytest.importorskip("rasterio")
 from rasterio.shutil import copy as copy_raster  # noqa: E402
 from rasterio.transform import Affine, from_origin  # noqa: E402
 from rasterio.warp import Resampling, reproject, transform_bounds  # noqa: E402
+from rasterio.warp import transform as warp_points  # noqa: E402
 from scenes import BANDS, CRS, NORTH, WEST, smooth, write_raster, write_scene  # noqa: E402
 
 from multimae_eo.errors import ConfigError, DataError, GridError, UnknownNameError  # noqa: E402
@@ -74,6 +75,32 @@ def test_any_window_of_a_warped_source_is_part_of_the_whole(tmp_path, kind):
     both = np.isfinite(expected) & valid[1]
     assert both.mean() > 0.9 * np.isfinite(expected).mean() > 0
     assert np.abs(expected - values[1])[both].max() < 2
+
+
+@pytest.mark.parametrize("west", [300_000, 500_000, 700_000])
+@pytest.mark.parametrize("kind", ["tif", "nc"])
+def test_a_source_may_cover_the_earth(tmp_path, west, kind):
+    """Degrees x 10 as heights, which bilinear interpolation keeps."""
+    xarray, step = pytest.importorskip("xarray"), 0.5
+    longitudes, latitudes = np.arange(-180 + step / 2, 180, step), np.arange(90 - step / 2, -90, -step)
+    heights = (10 * latitudes[:, None] + longitudes).astype(np.float32)
+    if kind == "tif":
+        transform = from_origin(-180, 90, step, step)
+        path = write_raster(tmp_path / "dem.tif", heights[None], crs="EPSG:4326", transform=transform)
+    else:
+        pytest.importorskip("odc.geo.xr")
+        cube = xarray.Dataset(
+            {"dem": (("latitude", "longitude"), heights)}, {"latitude": latitudes, "longitude": longitudes}
+        )
+        path = tmp_path / "dem.nc"
+        cube.odc.assign_crs("EPSG:4326").to_netcdf(path, engine="h5netcdf")
+    s2 = write_raster(tmp_path / "s2.tif", smooth((1, 60, 70)).astype(np.uint16), ["B04"], west=west)
+    scene = opened({"s2": SourceOptions(str(s2), offset="off"), "dem": str(path)}, ("B04", "dem"))
+    values, valid = whole(scene)
+    assert valid[1].all()
+    xs, ys = np.meshgrid(west + 5 + 10.0 * np.arange(70), NORTH - 5 - 10.0 * np.arange(60))
+    east, north = warp_points(CRS, "EPSG:4326", xs.ravel(), ys.ravel())
+    assert np.abs(values[1].ravel() - (10 * np.array(north) + east)).max() < 1e-2
 
 
 def test_classes_are_resampled_to_the_nearest(tmp_path):
@@ -209,6 +236,29 @@ def test_a_stac_item_is_read_with_odc_stac(tmp_path):
     assert np.array_equal(values, field[:, 10:40, 20:60].astype(int) - 1000)
     assert valid.all()
     assert np.array_equal(open_scene({"s2": item}, ("B04",)).read(Window(10, 20, 30, 40))[0], values[:1])
+
+
+def test_pictures_of_a_stac_item_are_no_bands(tmp_path):
+    pystac = pytest.importorskip("pystac")
+    item = pystac.Item("tile", None, None, datetime(2023, 6, 1), {}, collection="sentinel-2-l2a")
+    names = [{"name": "B04", "common_name": "red"}, {"name": "B03", "common_name": "green"}]
+    for key, bands in (("overview", names), ("visual", names), ("B04", names[:1])):
+        item.add_asset(key, pystac.Asset(f"https://example.org/{key}.tif", extra_fields={"eo:bands": bands}))
+    assert {name: place.where for name, place in look("s2", SourceOptions("x"), item).places.items()} == {"B04": "B04"}
+
+
+def test_a_folder_is_of_one_image(tmp_path):
+    one, other = "T32TQM_20230615T101601_", "T32TQM_20230620T101559_"
+    plane = np.full((1, 8, 8), 500, np.uint16)
+    write_raster(tmp_path / "a" / f"{one}B04.tif", plane)
+    write_raster(tmp_path / "b" / f"{other}B03.tif", plane)
+    with pytest.raises(ConfigError, match="bands of several days: B04 of 2023-06-15, B03 of 2023-06-20"):
+        look("s2", SourceOptions(str(tmp_path)))
+    write_raster(tmp_path / "b" / f"{other}B04.tif", plane)
+    with pytest.raises(ConfigError, match=r"2 files of B04: .*20230615.*20230620.*folder of one image"):
+        look("s2", SourceOptions(str(tmp_path)))
+    assert set(look("s2", SourceOptions(str(tmp_path), bands=["B03"])).places) == {"B03"}
+    assert look("s2", SourceOptions(str(tmp_path / "b"))).date == "2023-06-20"
 
 
 def test_the_grid_can_be_chosen(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from multimae_eo.config import TaskName
-from multimae_eo.data.geotiff_source import open_raster
+from multimae_eo.data.geotiff_source import check_stated, open_raster
 from multimae_eo.data.labelled import SPLITS, Label, Sample, SplitName, check_class, check_ids, check_mask
 from multimae_eo.data.layout import SENTINEL2_CHANNELS
 from multimae_eo.data.own_data import (
@@ -176,6 +176,8 @@ class GeoTIFFFolder:
                     f"'{row.image}': expected {len(self._names)} channels ({', '.join(self._names)}), the file has "
                     f"{dataset.count}. Name every channel of the file in bands, '{SKIPPED}' for those to leave out."
                 )
+            for channel, band in zip(self._channels, self.about.bands, strict=True):
+                check_stated(row.image, dataset, channel, reflectance=band in SENTINEL2_CHANNELS, scale=self._scale)
             raw, valid = _pixels(dataset, [i + 1 for i in self._channels], row.image, masks=self._nodata is None)
         if self._nodata is not None:
             valid = raw != self._nodata

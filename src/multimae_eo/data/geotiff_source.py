@@ -109,6 +109,9 @@ def check_source(key: str, path: Path, options: SourceOptions) -> Source:
         wrong = {t for t in dataset.dtypes if np.dtype(t).kind not in kinds}
         if wrong:
             raise DataError(f"'{path}' ({key}): expected {expected}, got {', '.join(sorted(wrong))}. Convert it first.")
+        for i, band in enumerate(bands):
+            if band is not None:
+                check_stated(path, dataset, i, reflectance=band in SENTINEL2_CHANNELS, scale=options.scale)
         grid = Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
         _check_grid(path, grid)
         tags = {k.lower(): v for space in ("IMAGERY", None) for k, v in dataset.tags(ns=space).items()}
@@ -144,6 +147,22 @@ def _bands(key: str, path: Path, options: SourceOptions, dataset: Any) -> tuple[
     if not any(bands):
         raise ConfigError(f"{key}.bands leaves every band out.")
     return bands
+
+
+def check_stated(path: Path, dataset: Any, channel: int, *, reflectance: bool, scale: float) -> None:
+    """Raise DataError where a file states a scale or offset of a channel (from 0), which are not applied to training
+    data: but for that of reflectance x 10000, and a scale in whose place one is given.
+    """
+    stated, offset = dataset.scales[channel], dataset.offsets[channel]
+    usual = stated == 1 or scale != 1 or (reflectance and math.isclose(stated, 1e-4))
+    if usual and offset == 0:
+        return
+    then = ", then scale: 10000" if reflectance else ""
+    raise DataError(
+        f"'{path}' states that a value is {stated:g} x number + {offset:g} (channel {channel + 1}). Apply that: "
+        f"gdal_translate -unscale -ot Float32 IN OUT{then}; or take the statement off where the numbers are right: "
+        "gdal_edit.py -scale 1 -offset 0 FILE."
+    )
 
 
 def _check_grid(path: Path, grid: Grid) -> None:

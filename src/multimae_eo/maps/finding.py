@@ -11,6 +11,7 @@ from rasterio.enums import MaskFlags
 
 from multimae_eo.data.alone import check_cube
 from multimae_eo.data.geotiff_source import SKIPPED
+from multimae_eo.data.layout import SENTINEL2_CHANNELS
 from multimae_eo.documents import read_json, read_yaml
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, UnknownNameError, shown
 from multimae_eo.maps.layers import open_file
@@ -74,14 +75,20 @@ class Found:
             if match := re.match(r"\d{4}-\d\d-\d\d", self.tags.get(key, "")):
                 return match.group()
         for text in (self.options.path, *(place.where for place in self.places.values())):
-            if match := re.search(r"(?<!\d)(20\d\d)([01]\d)([0-3]\d)(T\d{6}|(?!\d))", Path(text).name):
-                return "-".join(match.groups()[:3])
+            if day := day_in(Path(text).name):
+                return day
         return None
 
     @property
     def says(self) -> str:
         """The source in a message."""
         return f"source '{self.name}' ('{self.options.path}')"
+
+
+def day_in(text: str) -> str | None:
+    """YYYY-MM-DD, where a name holds a day like 20230615 or 20230615T101601."""
+    match = re.search(r"(?<!\d)(20\d\d)([01]\d)([0-3]\d)(T\d{6}|(?!\d))", text)
+    return "-".join(match.groups()[:3]) if match else None
 
 
 def look(name: str, options: SourceOptions, given: Any = None) -> Found:
@@ -173,6 +180,7 @@ def _folder(found: Found, folder: Path) -> Found:
     for name, several in candidates.items():
         found.places[name] = min(several, key=lambda c: c[:2])[2]
     _only(found)
+    _check_one_image(found, {name: candidates[name] for name in found.places})
     if not found.places:
         raise DataError(
             f"{found.says}: expected files named after a band (..._B04_10m.jp2, B04.tif), found {len(inside)} other "
@@ -181,6 +189,26 @@ def _folder(found: Found, folder: Path) -> Found:
     if match := re.search(r"_N(\d{2})(\d{2})_", folder.name):
         found.tags.setdefault("processing_baseline", f"{match[1]}.{match[2]}")
     return found
+
+
+def _check_one_image(found: Found, candidates: Mapping[str, list[tuple[float, str, Place]]]) -> None:
+    """Raise ConfigError where a folder holds several files of a band, or bands of several days: they are no image."""
+    for name, several in candidates.items():
+        finest = min(pixel for pixel, _, _ in several)
+        same = [path for pixel, path, _ in several if pixel == finest]
+        if len(same) > 1:
+            raise ConfigError(
+                f"{found.says} has {len(same)} files of {name}: '{same[0]}', '{same[1]}'. Name the folder of one "
+                "image, or leave the others out of it."
+            )
+    optical = {name: day_in(Path(p.where).name) for name, p in found.places.items() if name in SENTINEL2_CHANNELS}
+    days = {day: name for name, day in optical.items() if day is not None}
+    if len(days) > 1:
+        (first, one), (second, other), *_ = sorted(days.items())
+        raise ConfigError(
+            f"{found.says} has bands of several days: {one} of {first}, {other} of {second}. Name the folder of one "
+            "image."
+        )
 
 
 def _cube(found: Found, given: Any) -> Found:
@@ -270,7 +298,8 @@ def _item(found: Found, item: Any) -> Found:
     import_extra("odc.stac", "reads STAC items")
     found.item = item
     for key, asset in item.assets.items():
-        about: dict[str, Any] = next(iter(asset.extra_fields.get("eo:bands", asset.extra_fields.get("bands", []))), {})
+        bands: list[dict[str, Any]] = asset.extra_fields.get("eo:bands", asset.extra_fields.get("bands", []))
+        about = bands[0] if len(bands) == 1 else {}  # several are a picture for people, like "visual"
         stated = (key, about.get("name", ""), about.get("common_name", about.get("eo:common_name", "")))
         name = next((n for s in stated if (n := known_band(s))), "SCL" if key.upper() == "SCL" else None)
         if name and name not in found.places:

@@ -14,6 +14,8 @@ from multimae_eo.maps.finding import Found
 from multimae_eo.maps.layers import Window, open_file
 from multimae_eo.maps.options import GridOptions
 
+Bounds = tuple[float, float, float, float]  # left, bottom, right, top
+
 
 def grid_of(founds: Sequence[Found], options: GridOptions, wanted: Iterable[str]) -> Grid:
     """The grid of a scene: of 10 m pixels, north up, in metres."""
@@ -80,7 +82,7 @@ def _warped(grid: Grid, crs: Any) -> Grid:
     return Grid(crs, transform, height, width)
 
 
-def _outline(grid: Grid) -> tuple[float, float, float, float]:
+def _outline(grid: Grid) -> Bounds:
     """left, bottom, right, top of a grid that may be rotated."""
     t = grid.transform
     corners = [(x, y) for x in (0, grid.width) for y in (0, grid.height)]
@@ -118,18 +120,34 @@ def overlap(found: Found, grid: Grid) -> Window:
     """Where a source lies on the grid, the smallest part of its bands; raises GridError where it lies beside it."""
     parts = []
     for own in grids_of(found, list(found.places)):
-        try:
-            left, bottom, right, top = transform_bounds(own.crs, grid.crs, *_outline(own))
-        except (rasterio.errors.RasterioError, ValueError):  # too far away for the grid's reference system
-            left, bottom, right, top = math.inf, math.inf, -math.inf, -math.inf
-        a, t = grid.bounds, grid.transform
-        west, south, east, north = max(left, a[0]), max(bottom, a[1]), min(right, a[2]), min(top, a[3])
-        if west >= east or south >= north:
+        box = _common(own, grid)
+        if box is None:
             raise GridError(
                 f"{found.says} does not overlap the scene: the scene is {grid.describe()}; the source is "
                 f"{own.describe()}. Name sources of one place, or choose the grid with --grid.like or --grid.bounds."
             )
+        (west, south, east, north), t = box, grid.transform
         first, last = int((west - t.c) / t.a), math.ceil((east - t.c) / t.a)
         above, below = int((north - t.f) / t.e), math.ceil((south - t.f) / t.e)
         parts.append(Window(above, first, below - above, last - first))
     return min(parts, key=lambda w: w.height * w.width)
+
+
+def _common(own: Grid, grid: Grid) -> Bounds | None:
+    """What two grids cover both, in the reference system of the second; None if nothing.
+
+    A source may cover the Earth, of which the scene's reference system only has a part: it is cropped in its own first.
+    """
+    try:
+        there = transform_bounds(grid.crs, own.crs, *grid.bounds)
+        if own.crs.is_geographic and there[0] > there[2]:  # across the 180th meridian
+            there = (-180.0, there[1], 180.0, there[3])
+        part = _intersection(there, _outline(own))
+        return part and _intersection(transform_bounds(own.crs, grid.crs, *part), grid.bounds)
+    except (rasterio.errors.RasterioError, ValueError):  # too far away for the other's reference system
+        return None
+
+
+def _intersection(a: Bounds, b: Bounds) -> Bounds | None:
+    left, bottom, right, top = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    return (left, bottom, right, top) if left < right and bottom < top else None

@@ -197,7 +197,7 @@ class FileLayer:
                     height=self.grid.height,
                     resampling=Resampling.nearest if classes else Resampling.bilinear,
                     tolerance=1e-3,  # pixels; the default would depend on where a window begins
-                    **scale_between(dataset.crs, dataset.transform, dataset.shape, self.grid),
+                    **scale_between(dataset.crs, dataset.transform, self.grid),
                     **({"add_alpha": True} if alpha else {"src_nodata": missing, "nodata": missing}),
                 )
                 dataset = self._files.enter_context(vrt)
@@ -220,20 +220,16 @@ def shift_between(dataset: Any, grid: Grid) -> tuple[int, int] | None:
     return near if abs(row - near[0]) < 1e-3 and abs(column - near[1]) < 1e-3 else None
 
 
-def scale_between(crs: Any, transform: Any, shape: tuple[int, int], grid: Grid) -> dict[str, float]:
-    """How many pixels of a grid one of a source spans, as GDAL's warper is told.
+def scale_between(crs: Any, transform: Any, grid: Grid) -> dict[str, float]:
+    """How many pixels of a grid one of a source spans in the middle of the grid, as GDAL's warper is told.
 
     It would find out from each window, and smooth as if for a coarser grid where a window is long and turned.
     """
-    height, width = shape
-    corners = [(x, y) for x in (0, width) for y in (0, height)]
-    t = transform
-    xs, ys = zip(*((t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f) for x, y in corners), strict=True)
-    own = (xs[0], ys[0]), (xs[1], ys[1]), (xs[2], ys[2])
-    east, north = warp_points(crs, grid.crs, *zip(*own, strict=True))
-    down = np.hypot(east[1] - east[0], north[1] - north[0]) / height
-    right = np.hypot(east[2] - east[0], north[2] - north[0]) / width
-    pixel = float(np.sqrt(down * right)) / abs(grid.transform.a)
+    t, step = grid.transform, 16  # a scene's grid is north up
+    x, y = t.c + t.a * grid.width / 2, t.f + t.e * grid.height / 2
+    east, north = warp_points(grid.crs, crs, [x, x + step * t.a, x], [y, y, y + step * t.e])
+    right, down = ((east[i] - east[0], north[i] - north[0]) for i in (1, 2))
+    pixel = step * float(np.sqrt(abs(transform.determinant / np.linalg.det([right, down]))))
     return {"XSCALE": pixel, "YSCALE": pixel}
 
 
@@ -262,7 +258,7 @@ class CubeLayer:
         box = cube.odc.geobox
         self.crs, self.transform = rasterio.crs.CRS.from_wkt(box.crs.wkt), box.affine
         self.rows, self.columns = box.shape
-        self.scale = scale_between(self.crs, self.transform, (self.rows, self.columns), grid)
+        self.scale = scale_between(self.crs, self.transform, grid)
         self.dims = cube.odc.spatial_dims
 
     def close(self) -> None:
