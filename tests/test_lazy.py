@@ -97,6 +97,7 @@ def test_impossible_data(tmp_path):
         (data.drop_vars("dem"), "lacks elevation"),
         (data.assign_coords(x=data.x * 3), "steps of 10 m along x, got 30"),
         (data.sortby("y"), "steps of -10 m along y"),
+        (data.odc.assign_crs("EPSG:3857"), "in a UTM zone, got EPSG:3857"),
         (data.rename(B02="a", B03="b", B04="c")[["a", "b", "c"]], "no variable with the name of a band"),
         (data.to_array("variable"), "no coordinate 'band'"),
         (data[["B11"]], "too few bands"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rasterio.crs import CRS
 
 from multimae_eo import checkpoint
 from multimae_eo.config import TaskConfig
@@ -13,6 +14,7 @@ from multimae_eo.data.geotiff_source import METRES
 from multimae_eo.errors import ConfigError, GridError
 from multimae_eo.maps.feeding import Stated, feed_of, missing
 from multimae_eo.maps.finding import import_extra, known_band
+from multimae_eo.maps.grid import keeps_lengths
 from multimae_eo.maps.layers import Window
 from multimae_eo.maps.mapping import TileRows, device_of, tiling_for
 from multimae_eo.maps.options import TileOptions
@@ -130,6 +132,13 @@ def zero_is_nothing(band: str) -> bool:
 
 def _check_grid(array: Any) -> None:
     """Raise GridError where coordinates say that pixels are not 10 x 10 m, from north to south."""
+    import_extra("odc.geo.xr", "says where a data set lies")
+    crs = None if array.odc.crs is None else CRS.from_wkt(array.odc.crs.wkt)
+    if crs is not None and not keeps_lengths(crs):
+        raise GridError(
+            f"expected data in metres, in a UTM zone, got {crs}, in which a pixel of 10 m is none. Load them "
+            "so: odc.stac.load(..., crs='utm', resolution=10)."
+        )
     for dim, step in zip(array.dims[1:], (-METRES, METRES), strict=True):
         if dim in array.coords and array.sizes[dim] > 1:
             found = np.diff(array.coords[dim].values)
