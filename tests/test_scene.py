@@ -165,6 +165,8 @@ def test_scale_classes_and_masks_of_another_file(tmp_path):
     with pytest.raises(ConfigError, match="masked is not set"):
         opened({"B04": mask}, ("B04",))
     mask.masked = [1]
+    with pytest.raises(ConfigError, match=r"classes names 51, which is no class of land_cover; its classes are 10, 20"):
+        opened({"lulc": SourceOptions(str(tmp_path / "lulc.tif"), classes={5: 51, 6: 0})}, ("worldcover",))
     classes = SourceOptions(str(tmp_path / "lulc.tif"), classes={5: 50})
     values, valid = whole(opened({"B04": mask, "lulc": classes}, ("B04", "worldcover")))
     assert np.allclose(values[0][valid[0]], (reflectance[0] * 10000)[valid[0]])
@@ -210,6 +212,10 @@ def test_netcdf_and_zarr_and_open_data_sets(tmp_path):
     )
     assert np.array_equal(whole(chosen)[0][0], values[0])
     assert chosen.dates == ("2021-05-09",)
+    twice = two.assign_coords(time=[np.datetime64("2021-05-09T10:20:31"), np.datetime64("2021-05-09T10:20:34")])
+    twice.to_netcdf(tmp_path / "twice.nc", engine="h5netcdf")
+    with pytest.raises(ConfigError, match=r"2 time steps on 2021-05-09; .*groupby='solar_day'"):
+        opened({"s2": SourceOptions(str(tmp_path / "twice.nc"), date="2021-05-09")}, ("B03",))
 
 
 def test_a_stac_item_is_read_with_odc_stac(tmp_path):

@@ -65,9 +65,7 @@ class Parser:
     read: Read = print
 
     def prepare(self) -> None:
-        shared = Path("/dev/shm")
-        folder = Path(tempfile.mkdtemp(prefix="fuzz", dir=shared if shared.is_dir() else None))
-        self.seeds, self.read = self.make(folder)
+        self.seeds, self.read = self.make(Path(tempfile.mkdtemp()))
         if self.structures is trees:
             found = [json.loads(seed) for seed in self.seeds]
             self.structures = trees(found)

@@ -260,6 +260,11 @@ def _one_time(found: Found, cube: Any) -> Any:
         days = [str(v)[:10] for v in cube[time].values]
         if found.options.date not in days:
             raise ConfigError(f"{found.says}: no time step of date {found.options.date}; it has {', '.join(days)}.")
+        if days.count(found.options.date) > 1:
+            raise ConfigError(
+                f"{found.says} has {days.count(found.options.date)} time steps on {found.options.date}; give it with "
+                "one: odc.stac.load(..., groupby='solar_day')."
+            )
         return cube.isel({time: days.index(found.options.date)})
     if cube.sizes[time] > 1:
         days = [str(v)[:10] for v in cube[time].values]

@@ -211,6 +211,8 @@ def stated_of(found: Found, band: str) -> tuple[float, float]:
 def _source(found: Found, names: Sequence[str], grid: Grid, part: Window, damage: Damage, notes: list[str]) -> Source:
     """A source on the grid; part: where it lies on it, in which its values are looked at."""
     options = found.options
+    for name in names:
+        _check_classes(found, MODALITY_OF[name])
     mask, masked = _mask(found)
     layer = layer_of(found, names, grid, damage, mask)
     if SCENE_CLASSES in found.places and not masked:
@@ -228,6 +230,18 @@ def _source(found: Found, names: Sequence[str], grid: Grid, part: Window, damage
     if optical:
         source.offset = _offset(found, {names[i]: values[i][valid[i]] for i in optical})
     return source
+
+
+def _check_classes(found: Found, modality: Modality) -> None:
+    """Raise ConfigError where codes are said to mean what is no class."""
+    if not isinstance(modality, Categorical):
+        return
+    strange = sorted({*(found.options.classes or {}).values()} - {0, *modality.codes})
+    if strange:
+        raise ConfigError(
+            f"{found.says}: --source.{found.name}.classes names {', '.join(map(str, strange))}, which is no class of "
+            f"{modality.name}; its classes are {', '.join(map(str, modality.codes))}, and 0 is none."
+        )
 
 
 def layer_of(
