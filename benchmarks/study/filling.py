@@ -146,7 +146,7 @@ class PerPixel:
             label = y.argmax(axis=1)
             fitted: Any = HistGradientBoostingClassifier(random_state=0)
             if name == "linear":
-                fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+                fitted = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
                 x = np.nan_to_num(x)
             fitted.fit(x, label)
 
