@@ -30,7 +30,7 @@ demo: install
 	$(BIN)/multimae-eo demo --out runs/demo
 
 test: install  # a process per core; the tests of a file share one
-	$(BIN)/python -m pytest -m "not slow" --durations=5 --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --durations=40 --numprocesses logical --maxprocesses 8 --dist loadfile
 
 SLOW ?= --ignore tests/integrations
 slow: install  # those of the integrations run where these are installed

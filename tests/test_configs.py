@@ -100,6 +100,7 @@ def full(target, *variables):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mmearth64", "mmearth100k"])
 def test_full_pre_training_is_planned(name, world, tmp_path):
     out = full(f"full-{name}", f"DATA={world}", f"MORE=--out {tmp_path / 'run'} {shlex.join(SMALL)}")
@@ -107,6 +108,7 @@ def test_full_pre_training_is_planned(name, world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_full_geobench_is_planned(checkpoint, tmp_path):
     write_set(tmp_path / "sets", "m-eurosat", size=16)
     data = f"DATA={tmp_path / 'sets'}"

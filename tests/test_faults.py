@@ -95,6 +95,7 @@ def test_a_terminated_run_saves_its_state_and_goes_on_to_the_same_bits(world, tm
 # No room
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_state(world, tmp_path):
     """A limit on the size of files stands for a disk that is full: the system refuses to write on."""
     out = tmp_path / "run"

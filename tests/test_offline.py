@@ -62,6 +62,7 @@ with contextlib.suppress(OSError):
     assert [line.split()[0] for line in asked] == ["socket.getaddrinfo", "urllib.Request", "socket.sendto"]
 
 
+@pytest.mark.slow
 def test_no_module_asks_at_import_and_no_command_on_local_files(tmp_path):
     """Every module whose packages are installed; then from a world to a map, with the default loggers."""
     code = """

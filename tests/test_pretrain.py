@@ -216,6 +216,7 @@ def test_short_samples_train_with_a_key_mask(world, tmp_path):
     assert np.isfinite(list(pretrain(run).last.values())).all()
 
 
+@pytest.mark.slow
 def test_the_demo_model_overfits_two_tiles():
     torch.manual_seed(0)
     model = MultiMAE(replace(demo_config(), dim=64, heads=4, decoder_dim=32, decoder_heads=4))
