@@ -6,9 +6,10 @@ k-NN, linear probe and fine-tuning at 1, 10 and 100 % of the labels (one label p
 at 100 % (one label per pixel), from RGB alone and from the ten bands of Sentinel-2. Rivals: random weights; statistics
 of the bands and random convolutions; an MAE of RGB alone, and one of all ten bands stacked as channels of one modality,
 with three quarters of their tokens hidden, in the same harness, on the same tiles for as many steps; these take fewer
-operations, as they see 12 tokens of a tile where the paper's model sees 49; and the paper's model itself, trained for
-four times the steps, which is no rival, and not confirmed. Fine-tuning takes 75, 150, 400 steps of 16 tiles at 1, 10
-and 100 %, by the same settings from all weights. Prints a table, draws docs/study_transfer.png and puts the table into
+operations, as they see 12 tokens of a tile where the paper's model sees 49. All that is trained is trained for four
+times the steps of the other studies, as these had shown that little is learned in so few; models of a quarter, which
+screen only, say how that changes the answer. Fine-tuning takes 75, 150, 400 steps of 16 tiles at 1, 10 and 100 %, by
+the same settings from all weights. Prints a table, draws docs/study_transfer.png and puts the table into
 docs/results.md.
 """
 
@@ -20,7 +21,7 @@ from typing import Any, cast
 
 from frozen import probes
 from show import Question
-from study import LONG, PAPER, PARTITIONS, STACKED, Arm, Budget, Kept, Place, labelled, model
+from study import LONG, PARTITIONS, STACKED, Arm, Budget, Kept, Place, labelled, model
 
 from multimae_eo import checkpoint
 from multimae_eo.config import HeadName
@@ -43,27 +44,28 @@ FED = {"rgb-only": "RGB", "multispectral": "Sentinel-2"}
 VISIBLE = 12  # a quarter of the tokens of one modality, as in MAE
 
 
-def single(name: str, modality: str) -> Arm:
-    """An MAE of one modality, a tile of which can have fewer valid tokens than are to be visible."""
-    return Arm(
-        name,
-        {
-            "model.inputs": [modality],
-            "model.targets": [modality, f"{modality}:patch"],
-            "mask.num_visible": VISIBLE,
-            "mask.short_samples": "mask",
-        },
-    )
+def single(modality: str) -> dict[str, Any]:
+    """How an MAE of one modality differs, a tile of which can have fewer valid tokens than are to be visible."""
+    return {
+        "model.inputs": [modality],
+        "model.targets": [modality, f"{modality}:patch"],
+        "mask.num_visible": VISIBLE,
+        "mask.short_samples": "mask",
+    }
 
 
 # The baselines use the paper's model for its sizes and statistics, not its weights.
-ARMS = (
+RIVALS = (
     Arm("random weights", {"init": "random"}),
     Arm("band statistics", {"init": "band_statistics"}),
     Arm("random convolutions", {"init": "random_convolutions"}),
-    single("MAE of RGB", "rgb"),
-    single("MAE of stacked bands", STACKED.name),
-    LONG,
+    Arm("MAE of RGB", single("rgb") | LONG.changes),
+    Arm("MAE of stacked bands", single(STACKED.name) | LONG.changes),
+)
+SHORT = (
+    Arm("a quarter of the steps"),
+    Arm("MAE of RGB, a quarter", single("rgb")),
+    Arm("MAE of stacked bands, a quarter", single(STACKED.name)),
 )
 
 
@@ -190,9 +192,9 @@ MEASURES = (
 TRANSFER = Question(
     name="transfer",
     title="Rivals of pre-training",
-    base=PAPER,
-    arms=ARMS,
-    confirmed=tuple(arm.name for arm in ARMS if arm is not LONG),
+    base=Arm("pre-training", LONG.changes),
+    arms=(*RIVALS, *SHORT),
+    confirmed=tuple(arm.name for arm in RIVALS),
     measures=MEASURES,
     deciding=4,
     battery="transfer",
