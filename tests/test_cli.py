@@ -8,7 +8,7 @@ import torch
 
 import multimae_eo
 from multimae_eo import MultiMAE, commands, sized
-from multimae_eo.cli import ALL, build_parser, main
+from multimae_eo.cli import ALL, build_parser, main, parse
 
 
 @pytest.fixture
@@ -155,3 +155,12 @@ def test_what_a_command_denies_stays_allowed_to_others(folder, capsys):
         main(["pretrain", "--no-such-option", "1"])
     main(["completion", "bash"])
     assert (dict(parsing_settings), get_loader("yaml")) == before
+
+
+@pytest.mark.parametrize("command", ["embed", "fill", "predict"])
+def test_options_may_stand_before_everything(command, tmp_path):
+    """The second word of a command that maps is a scene, unless options stand before it."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"checkpoint: {tmp_path}\nout: {tmp_path / 'out.tif'}\n")
+    for arguments in ([command, "--config", str(config)], [command, "--out", "x.tif", str(tmp_path)]):
+        assert parse(arguments)[1].checkpoint == tmp_path

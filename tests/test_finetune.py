@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from batches import demo_config
 from safetensors.torch import load_file
-from test_samples import Items, toy, toy_items
+from test_samples import CLASSES, Items, toy, toy_items
 
 from multimae_eo import checkpoint
 from multimae_eo.data.torch_dataset import TorchSource
@@ -261,6 +262,27 @@ def test_a_class_that_training_lacks_is_a_warning_in_the_results(pretrained, tmp
     with pytest.raises(DataError, match="one class only, 'first'"):
         finetune(short(pretrained, tmp_path / "other"), source)
     assert not (tmp_path / "other").exists()
+
+
+def test_what_the_steps_were_is_said_in_the_results(pretrained, tmp_path):
+    run = short(pretrained, tmp_path / "run", optim__warmup_epochs=9.0, optim__lr=1e30, optim__max_skipped=99)
+    said = finetune(run, toy()).facts["warnings"]
+    assert re.search(r"the warm-up of \d+ steps is as long as the run or longer, which has \d+", said)
+    assert re.search(r"\d+ of \d+ steps were skipped", said)
+
+
+def test_the_loss_of_validation_is_that_of_labels(pretrained, tmp_path):
+    """Images without a known label do not count as a loss of 0."""
+    items = {split: toy_items("segmentation", 8, i, 16) for i, split in enumerate(("train", "valid", "test"))}
+    image, mask = (items["valid"].columns[name] for name in ("image", "mask"))
+    unknown = np.concatenate([mask[:2], np.full_like(mask[2:], 255)])
+    found = []
+    for valid in (Items(image=image[:2], mask=mask[:2]), Items(image=image, mask=unknown)):
+        given = {"task": "segmentation", "bands": toy().about.bands, "classes": CLASSES, "ignore": 255}
+        run = short(pretrained, tmp_path / str(len(valid)))
+        finetune(run, TorchSource({**items, "valid": valid}, name="toy", **given))
+        found.append([float(row["val/loss"]) for row in read_rows(run.out / "metrics.csv") if row["val/loss"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_no_metric_on_valid_leaves_the_last_checkpoint_as_the_best(pretrained, tmp_path):

@@ -1,6 +1,7 @@
 """The GEO-Bench runner on small fake sets: every cell once, resumable, named when left out, features shared."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def test_a_row_that_was_deleted_is_made_again(root, pretrained, tmp_path, monkey
     again = [{k: v for k, v in row.items() if k not in changing} for row in read_results(results)]
     before = [{k: v for k, v in row.items() if k not in changing} for row in rows]
     assert sorted(again, key=str) == sorted(before, key=str)
+
+
+def test_a_table_is_of_one_split(root, pretrained, tmp_path):  # noqa: F811
+    shutil.copytree(root, tmp_path / "data")
+    options = asked(tmp_path / "data", pretrained, tmp_path / "out", datasets=EUROSAT, protocol="linear")
+    run_geobench(options)
+    (path,) = (tmp_path / "data").rglob(f"{EUROSAT}/default_partition.json")
+    table = json.loads(path.read_text())
+    table["train"][0], table["test"][0] = table["test"][0], table["train"][0]
+    path.write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=r"a row of m-eurosat.* with another data"):
+        run_geobench(options)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Arrays of named bands: every library's, any order and name; units and products stated, checked, never guessed."""
 
 import dataclasses
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -9,9 +11,11 @@ import torch
 from batches import demo_config
 
 import multimae_eo
-from multimae_eo import MultiMAE, Raster
+from multimae_eo import MultiMAE, Predictor, Raster
+from multimae_eo.config import TaskConfig
 from multimae_eo.errors import BatchError, ConfigError, DataError, SizeError, UnknownNameError
 from multimae_eo.inputs import UnusedBandsWarning, read_images
+from multimae_eo.integrations.backbone import Backbone, Stated
 from multimae_eo.modalities import IMAGE_KEYS, MODALITIES
 from multimae_eo.units import looks_like
 
@@ -298,3 +302,53 @@ def test_load_gives_an_encoder_that_takes_arrays(tmp_path):
 def test_one_product_may_stand_for_every_subset():
     heights = {"DEM": np.full((1, 16, 16), 812.0)}
     assert tuple(read_images(heights, CONFIG, product="L2A")) == ("elevation",)
+
+
+def test_images_of_two_resolutions_are_refused_by_all_that_pad(encoder):
+    """10 m and 20 m bands, as they come in one file each."""
+    given = {"S2L2A": images(12, edge=32), "DEM": 800 + images(1, edge=16)}
+    with pytest.raises(SizeError, match=r"one size in pixels of 10 m, got .*rgb 32 x 32.*elevation 16 x 16"):
+        Backbone(encoder, Stated(None, "dn", None)).see_after(given, [-1])
+    task = TaskConfig("regression", "linear_dense", encoder.config.input_modalities)
+    with pytest.raises(SizeError, match="Resample them first"):
+        Predictor(encoder.config, task)(read_images(given, encoder.config, units="dn"))
+
+
+def test_the_unit_of_each_key_is_judged(encoder):
+    """Keys may be missing in a batch."""
+    wrong = {"S2L2A": images(12).astype(np.float32) / 10_000}
+    backbone = Backbone(encoder, Stated(None, "dn", None))
+    backbone.see_after({"DEM": 800 + images(1)}, [-1])
+    with pytest.raises(DataError, match="reflectance"):
+        backbone.see_after(wrong, [-1])
+    backbone.see_after({"S2L2A": images(12)}, [-1])
+    backbone.see_after(wrong, [-1])  # once judged, a key is trusted: to look again would wait for the device
+
+
+def test_no_modality_is_lost_side_by_side(encoder):
+    backbone = Backbone(encoder, Stated({"optical": RGB}, "dn", "L2A"), merge="concat")
+    seen = backbone.see_after({"optical": images(), "DEM": 800 + images(1)}, [-1])[0]
+    with pytest.raises(BatchError, match="elevation is in the images, but bands only tell of rgb"):
+        backbone.merged(seen)
+
+
+def test_blocks_that_a_model_lacks(encoder):
+    batch = read_images(images(), encoder.config, bands=RGB, **L2A)
+    depth = encoder.config.depth
+    assert len(encoder.see_after(batch, [-depth, depth - 1])) == (2 if depth > 1 else 1)
+    for block in (depth, -depth - 1):
+        with pytest.raises(ConfigError, match=f"there is no block {block}; expected -{depth} to {depth - 1}"):
+            encoder.see_after(batch, [block])
+
+
+@pytest.mark.slow
+def test_images_go_through_a_compiled_encoder():
+    code = """
+import torch
+from multimae_eo import Encoder, sized
+encoder, images = Encoder(sized("demo")).eval(), torch.randint(200, 3000, (1, 3, 56, 56))
+given = {"bands": ["B02", "B03", "B04"], "units": "dn", "product": "L2A"}
+with torch.no_grad():
+    assert torch.equal(encoder(images, **given), torch.compile(encoder, backend="eager")(images, **given))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -272,6 +272,21 @@ def test_splits_of_the_release_are_kept(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("split", "again"), [("val", "'train' and again in 'val'"), ("test", "'train' and again in 'test'")]
+)
+def test_a_row_is_of_one_split(tmp_path, split, again):
+    folder = write_world(tmp_path, tiles=12, val=3, test=2)
+    with edited(folder, "splits") as table:
+        table[split] += table["train"][4:6]
+    with pytest.raises(DataError, match=rf"splits\.json': row 4 is named in {again}"):
+        MMEarth(folder, ALL[:1]).splits(val_fraction=0.5)
+    with edited(folder, "splits") as table:
+        table[split], table["train"] = table[split][:-2], [*table["train"], 2]
+    with pytest.raises(DataError, match=r"row 2 is named in 'train' and again in 'train'"):
+        MMEarth(folder, ALL[:1]).splits(val_fraction=0.5)
+
+
 @pytest.mark.parametrize("row", [12, -1, 10**9])
 @pytest.mark.parametrize("split", SPLITS)
 def test_rows_of_a_split_that_the_file_lacks(tmp_path, split, row):

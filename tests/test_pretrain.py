@@ -12,8 +12,9 @@ import pytest
 import torch
 from batches import demo_config, random_batch
 from safetensors.torch import load_file
+from worlds import write_world
 
-from multimae_eo.data.mmearth import read_statistics
+from multimae_eo.data.mmearth import MMEarth, read_statistics
 from multimae_eo.data.packing import pack
 from multimae_eo.errors import ConfigError, DivergedError
 from multimae_eo.losses import reconstruction_losses
@@ -22,9 +23,10 @@ from multimae_eo.modalities import MODALITIES
 from multimae_eo.model import MultiMAE
 from multimae_eo.optim import learning_rate, parameter_groups
 from multimae_eo.options import DataOptions, MaskOptions, ModelOptions, OptimOptions, PretrainOptions, TrainerOptions
+from multimae_eo.tasks.examples import spread
 from multimae_eo.tasks.pretrain import PretrainTask
 from multimae_eo.tasks.rows import Rows, read_rows, truncate
-from multimae_eo.tasks.run import pretrain
+from multimae_eo.tasks.run import pretrain, reconstruct
 
 COMMAND = [
     sys.executable,
@@ -65,7 +67,14 @@ def test_same_seed_same_curve_for_any_number_of_workers(world, tmp_path):
     assert outcome(other)[0] != outcome(runs[0])[0]
 
 
-@pytest.mark.parametrize("extra", [{}, {"optim__ema": 0.8, "optim__weighting": "uncertainty", "optim__clip_norm": 1.0}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"optim__ema": 0.8, "optim__weighting": "uncertainty", "optim__clip_norm": 1.0},
+        {"model__drop_path": 0.3, "optim__steps": 9},
+    ],
+)
 def test_an_interrupted_run_resumes_to_the_bit(world, tmp_path, extra, monkeypatch):
     whole = options(world, tmp_path / "whole", **extra)
     pretrain(whole)
@@ -80,13 +89,42 @@ def test_an_interrupted_run_resumes_to_the_bit(world, tmp_path, extra, monkeypat
         return training_step
 
     broken = options(world, tmp_path / "broken", **extra, resume=True)
-    for number in (2, 6, 8, 9):  # before any state, within an interval, right after a state was saved, and once more
+    for number in (
+        2,
+        6,
+        8,
+        whole.optim.steps - 1,
+    ):  # before any state, within an interval, right after a state was saved, and once more
         monkeypatch.setattr(PretrainTask, "training_step", fail_at(number))
         with pytest.raises(RuntimeError, match="power cut"):
             pretrain(broken)
     monkeypatch.setattr(PretrainTask, "training_step", step)
     pretrain(broken)
     assert outcome(broken) == outcome(whole)
+
+
+def test_a_run_goes_on_with_its_own_random_numbers_and_tiles(world, tmp_path, capsys):
+    run = options(world, tmp_path / "run", optim__steps=4, optim__warmup_steps=4)
+    pretrain(run)
+    assert "Note: the warm-up of 4 steps is as long as the run or longer, which has 4" in capsys.readouterr().out
+    for name, now in (("seed", 1), ("data__val_fraction", 0.3)):
+        other = options(world, tmp_path / "run", optim__steps=8, resume=True, **{name: now})
+        with pytest.raises(ConfigError, match=rf"was begun with {name.replace('__', '.')} 0.*, not {now}"):
+            pretrain(other)
+    pretrain(options(world, tmp_path / "run", optim__steps=8, resume=True))
+    assert "Note:" not in capsys.readouterr().out
+
+
+def test_pictures_of_held_out_tiles_are_of_those_that_the_run_held_out(tmp_path, monkeypatch):
+    """Where the data set names none, the seed of the run decides, not that of the pictures."""
+    data = write_world(tmp_path, tiles=40)
+    pretrain(options(data, tmp_path / "run", optim__steps=1, seed=3, data__val_fraction=0.2))
+    wanted = MMEarth(data, [MODALITIES["rgb"]]).splits(val_fraction=0.2, seed=3)["val"]
+    shown = []
+    monkeypatch.setattr("multimae_eo.tasks.run.spread", lambda rows, number: shown.extend(rows) or spread(rows, number))
+    out = tmp_path / "picture.png"
+    reconstruct(tmp_path / "run" / "checkpoint", data, split="val", tiles=1, num_visible=9, seed=5, out=out)
+    assert shown == wanted.tolist()
 
 
 def test_a_packed_copy_trains_to_the_same_bits(world, tmp_path):

@@ -90,6 +90,21 @@ def test_nearest_neighbours_of_several_labels():
         assert one.evidence[:, :K].numpy() == pytest.approx(want, abs=1e-5)
 
 
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_labels_that_are_not_known_teach_nothing(task):
+    _, config = described(task)
+    features = drawn(task)
+    spoilt = {
+        split: part._replace(label=part.label.copy(), known=part.known.copy()) for split, part in features.items()
+    }
+    kept = {}
+    for split, part in spoilt.items():
+        part.label[::3], part.known[::3] = 0, False
+        kept[split] = part.rows(part.known)
+    found, wanted = (probes.run_probes(config, None, given, ("knn", "linear")) for given in (spoilt, kept))
+    assert all(torch.equal(one.evidence, other.evidence) for one, other in zip(found, wanted, strict=True))
+
+
 def test_few_training_images_are_a_warning():
     task, config = described("classification")
     five, twenty = nearest(task, config, drawn("classification", sizes=(7, 5, 9)))

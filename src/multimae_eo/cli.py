@@ -170,7 +170,8 @@ def as_parsed(arguments: list[str]) -> list[str]:
             name, _, path = arguments[i + 1].partition("=")
             arguments[i : i + 2] = [f"--source.{name}.path={path}", ""]
     arguments = [a for a in arguments if a]
-    if arguments[:1] in (["embed"], ["fill"]) and len(arguments) > 2 and not arguments[2].startswith("-"):
+    two = len(arguments) > 2 and not any(argument.startswith("-") for argument in arguments[1:3])
+    if arguments[:1] in (["embed"], ["fill"]) and two:
         arguments.insert(2, "--scene")
     spelt = []
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multimae_eo.codecs import Codec, codec_for
 from multimae_eo.config import TABLE_SIZE, ModelConfig
-from multimae_eo.errors import BatchError, SizeError, UnknownNameError
+from multimae_eo.errors import BatchError, ConfigError, SizeError, UnknownNameError
 from multimae_eo.inputs import Units, is_batch, read_images
 from multimae_eo.layers import Block, PositionTable, patchify
 from multimae_eo.masking import TokenMask
@@ -201,7 +201,10 @@ class Encoder(nn.Module):
 
     def _blocks(self, x: Tensor, keys: Tensor | None, kept: Iterable[int]) -> list[Tensor]:
         """The outputs of some blocks, in the order of the model."""
-        wanted, outputs = {i % len(self.blocks) for i in kept}, []
+        kept, depth, outputs = set(kept), len(self.blocks), []
+        if strange := kept - set(range(-depth, depth)):
+            raise ConfigError(f"there is no block {strange.pop()}; expected -{depth} to {depth - 1}.")
+        wanted = {i % depth for i in kept}
         for i, block in enumerate(self.blocks):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, keys, use_reentrant=False)

@@ -96,7 +96,7 @@ class FinetuneOptim:
 
     Args:
         batch_size: images per step, over all micro-batches; that of the training split where this is smaller.
-        micro_batches: in how many parts a batch is worked through; changes memory, not results.
+        micro_batches: in how many parts a batch is worked through; changes memory, and what drop_path draws.
         epochs: passes over the training images; ignored where steps is given.
         steps: number of steps.
         lr: learning rate per 256 images of batch; the rate used is lr * batch_size / 256.

@@ -243,6 +243,7 @@ def _own_grid(modality: Modality, raster: Raster) -> Raster:
     return Majority(modality.codes, modality.stride).to(raster.values.device)(whole)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _check_unit(modality: Modality, values: Tensor, valid: Tensor, units: Units | None, bands: Sequence[str]) -> None:
     """Raise DataError or ConfigError where values look like another unit than is stated."""
     measured = values[valid]

@@ -98,8 +98,12 @@ def pad(batch: Batch, *, strides: Mapping[str, int], multiple: int) -> Batch:
     """Pad every raster right and below with invalid pixels, to a frame whose edges `multiple` divides.
 
     strides: how many pixels of the frame one pixel of each raster spans; the frame covers the largest of the rasters.
+    Raises SizeError where they are not of one size, but for what a coarser grid reaches over the edge.
     """
     frames = [[edge * strides[name] for edge in r.values.shape[-2:]] for name, r in batch.items()]
+    if any(max(edges) - min(edges) >= max(strides[n] for n in batch) for edges in zip(*frames, strict=True)):
+        sizes = ", ".join(f"{n} {frame[0]} x {frame[1]}" for n, frame in zip(batch, frames, strict=True))
+        raise SizeError(f"images of one place must be of one size in pixels of 10 m, got {sizes}. Resample them first.")
     height, width = (-(-max(edges) // multiple) * multiple for edges in zip(*frames, strict=True))
     padded = {}
     for name, raster in batch.items():

@@ -18,14 +18,13 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 RGB = {"bands": ["B04", "B03", "B02"], "units": "dn", "product": "L2A"}
 
 
-def make(kind):
+def make(kind, product="L2A"):
     torch.manual_seed(0)
     config = sized("demo")
     if kind is HubPredictor:
         classes = MODALITIES["land_cover"].classes[:3]
-        return kind(
-            config, TaskConfig("segmentation", "linear_dense", ("rgb",), classes=classes, dataset="mine")
-        ).eval()
+        about = {"classes": classes, "dataset": "mine", "products": {"rgb": product}}
+        return kind(config, TaskConfig("segmentation", "linear_dense", ("rgb",), **about)).eval()
     return kind(config).eval()
 
 
@@ -130,6 +129,9 @@ def test_the_card_says_what_goes_in(tmp_path):
     assert "3 classes: Tree cover, Shrubland, Grassland" in card.text
     assert "Licence of the weights: not stated" in card.text
     assert "Trained on: mine" in card.text
+    other = make(HubPredictor, "L1C").generate_model_card().text
+    assert "| `rgb` | B04 B03 B02 | reflectance x 10000 | L1C | 10 m |" in other
+    assert 'product="L1C"' in other
 
 
 @pytest.mark.parametrize("kind", [HubModel, HubPredictor])

@@ -135,6 +135,12 @@ class Tiles(Dataset[Batch], ABC):
         rows = {split: self._rows(table.get(split, []), split, path) for split in SPLITS}
         if not len(rows["train"]):
             raise DataError(f"'{path}': split 'train' is empty.")
+        named = np.sort(np.concatenate(list(rows.values())))
+        if len(twice := named[1:][named[1:] == named[:-1]]):
+            where = [split for split in SPLITS for _ in range(int((rows[split] == twice[0]).sum()))]
+            raise DataError(
+                f"'{path}': row {twice[0]} is named in '{where[0]}' and again in '{where[1]}'; name it once."
+            )
         if not len(rows["val"]):
             in_val = blocked(*self.places(rows["train"]), fraction=val_fraction, degrees=block_degrees, seed=seed)
             rows["train"], rows["val"] = rows["train"][~in_val], rows["train"][in_val]

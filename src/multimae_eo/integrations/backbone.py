@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multimae_eo.checkpoint import NO_WEIGHTS, load
 from multimae_eo.config import sized
 from multimae_eo.encoder import Encoder, Seen
-from multimae_eo.errors import CheckpointError, UnknownNameError
+from multimae_eo.errors import BatchError, CheckpointError, UnknownNameError
 from multimae_eo.inputs import SKIPPED, Units
 from multimae_eo.modalities import IMAGE_KEYS, canonical_band, fed_by, find_band
 from multimae_eo.raster import pad
@@ -27,7 +27,7 @@ class Stated:
     bands: Bands | None = None
     units: Units | None = None
     product: str | Sequence[str] | None = None
-    nodata: float | None = 0
+    nodata: float | None = 0.0
     offset: float = 0
 
     def __post_init__(self) -> None:
@@ -45,7 +45,8 @@ class Stated:
 class Backbone(nn.Module):
     """An encoder with all that it needs to know of the images it will be given.
 
-    Whether their values can be of their unit is judged on the first images only, as it waits for the device.
+    Whether their values can be of their unit is judged on the first images of each set of keys only, as it waits for
+    the device.
     merge: how the modalities become one map: their mean where they are valid, or side by side in the model's order,
     with 0 where one is missing.
     """
@@ -54,7 +55,8 @@ class Backbone(nn.Module):
         super().__init__()
         if merge not in ("mean", "concat"):
             raise UnknownNameError("merge", merge, ("mean", "concat"))
-        self.encoder, self.stated, self.merge, self.judged = encoder, stated, merge, False
+        self.encoder, self.stated, self.merge = encoder, stated, merge
+        self.judged: set[str] = set()  # keys
         self.patch_size = encoder.config.patch_size
         named = {name: encoder.config.modalities[name] for name in encoder.config.input_modalities}
         self.inputs = tuple(named) if stated.names is None else fed_by(stated.names, named)
@@ -66,8 +68,9 @@ class Backbone(nn.Module):
 
     def see_after(self, images: object, blocks: Iterable[int]) -> list[Seen]:
         """What the encoder has seen after some blocks; sizes that the patch does not divide are padded as invalid."""
-        batch = self.encoder.read(images, **vars(self.stated), judge=not self.judged)
-        self.judged = True
+        keys = set(images) if isinstance(images, Mapping) else {""}
+        batch = self.encoder.read(images, **vars(self.stated), judge=not keys <= self.judged)
+        self.judged |= keys
         strides = {name: self.encoder.config.modalities[name].stride for name in batch}
         return self.encoder.see_after(pad(batch, strides=strides, multiple=self.patch_size), blocks)
 
@@ -75,6 +78,11 @@ class Backbone(nn.Module):
         """The map of features of what was seen."""
         if self.merge == "mean":
             return seen.places()
+        if strange := sorted(set(seen.layout.names) - set(self.inputs)):
+            raise BatchError(
+                f"{', '.join(strange)} is in the images, but bands only tell of {', '.join(self.inputs)}; with "
+                "merge='concat' they must name all keys that the images will have."
+            )
         number, parts = seen.layout.num_tokens, []
         for name in self.inputs:
             if name in seen.layout.names:

@@ -83,7 +83,7 @@ class Program(nn.Module):
     def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         batch = {}
         for name, own, product in zip(self.inputs, values, self.products, strict=True):
-            known = ~torch.isnan(own)
+            known = own.abs() < torch.inf  # neither infinite nor not a number
             index = torch.zeros_like(own[:, 0, 0, 0], dtype=torch.int64) + product
             batch[name] = Raster(torch.where(known, own, 0.0), known, index)
         if isinstance(self.model, Predictor):

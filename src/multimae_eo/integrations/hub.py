@@ -131,7 +131,7 @@ def model_card(
         *("", "## What goes in", "", "Any subset of these, per sample; invalid pixels are left out.", ""),
         "| input | bands | unit | products with statistics | pixel |",
         "|---|---|---|---|---|",
-        *(_row(config.modalities[name]) for name in names),
+        *(_row(config.modalities[name], task) for name in names),
         *("", "Sentinel-2 without the +1000 of processing baseline 04 (or say `offset=1000`).", ""),
         *("## What comes out", "", _out(task, config.targets)),
         *("", "## How to use it", "", "```python", *_use(task, config.modalities[names[0]]), "```"),
@@ -145,9 +145,10 @@ def model_card(
     return ModelCard("\n".join(lines))
 
 
-def _row(modality: Modality) -> str:
+def _row(modality: Modality, task: TaskConfig | None) -> str:
     classes = f", {len(modality.classes)} classes" if isinstance(modality, Categorical) else ""
-    products, metres = ", ".join(modality.products), 10 * modality.stride
+    known = modality.products if task is None else (_product(modality, task),)
+    products, metres = ", ".join(known), 10 * modality.stride
     return f"| `{modality.name}` | {' '.join(modality.bands)} | {modality.unit}{classes} | {products} | {metres} m |"
 
 
@@ -160,8 +161,13 @@ def _out(task: TaskConfig | None, targets: tuple[str, ...]) -> str:
     return f"Per pixel a value in {task.unit or 'the unit of the labels'}."
 
 
+def _product(modality: Modality, task: TaskConfig | None) -> str:
+    """What a model was fine-tuned on, else the last of what it knows."""
+    return modality.products[-1] if task is None else task.products.get(modality.name, modality.products[-1])
+
+
 def _use(task: TaskConfig | None, modality: Modality) -> list[str]:
-    stated = f'bands={list(modality.bands)}, units="dn", product="{modality.products[-1]}"'
+    stated = f'bands={list(modality.bands)}, units="dn", product="{_product(modality, task)}"'
     if task is None:
         return ["import multimae_eo", "", 'encoder = multimae_eo.load("NAME")', f"encoder(images, {stated})"]
     read = f"model.encoder.read(images, {stated})"

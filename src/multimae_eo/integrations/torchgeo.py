@@ -11,11 +11,11 @@ from torchgeo.datasets import MMEarth
 
 from multimae_eo.config import ModelConfig, SizeName
 from multimae_eo.data.layout import ADDRESSES, valid_pixels
-from multimae_eo.errors import BatchError, DataError
+from multimae_eo.errors import BatchError, ConfigError, DataError
 from multimae_eo.inputs import Units, read_images
 from multimae_eo.integrations.backbone import Bands, Merge, Stated, encoder_of
 from multimae_eo.integrations.timm import TimmEncoder
-from multimae_eo.modalities import Categorical
+from multimae_eo.modalities import REFLECTANCE, Categorical, Modality
 from multimae_eo.raster import Batch, Majority, Raster
 
 # What TorchGeo calls the parts of an array of MMEarth's files: (array, product, first channel).
@@ -130,7 +130,7 @@ def _of_mmearth(sample: Mapping[str, Any], config: ModelConfig) -> Batch:
                 products.append(product.lower())
         if not choices:
             continue
-        found[name] = _chosen(sample, choices, products)
+        found[name] = _chosen(sample, choices, products, modality)
         if isinstance(modality, Categorical) and modality.stride > 1:
             found[name] = Majority(modality.codes, modality.stride).to(found[name].values.device)(found[name])
     return found
@@ -153,10 +153,18 @@ def _channel(sample: Mapping[str, Any], band: str, product: str) -> Tensor | Non
     return values.reshape(-1, *values.shape[-3:])[:, address.channel - first]
 
 
-def _chosen(sample: Mapping[str, Any], choices: list[Raster], products: list[str]) -> Raster:
-    """Per sample the product that it says it is of, else the first that has a valid pixel."""
+def _chosen(sample: Mapping[str, Any], choices: list[Raster], products: list[str], modality: Modality) -> Raster:
+    """Per sample the product that it says it is of, else the first that has a valid pixel.
+
+    Raises ConfigError for images of a product that the model has no statistics of.
+    """
     stated = sample.get("s2_type")
     kinds = [stated] if isinstance(stated, str) else stated
+    strange = sorted(set(kinds or ()) - set(products))
+    if strange and modality.unit == REFLECTANCE:
+        raise ConfigError(
+            f"images of {strange[0].upper()}, but the model knows {modality.name} of {', '.join(modality.products)}."
+        )
     if kinds is not None and set(kinds) <= set(products):
         rows = [products.index(kind) for kind in kinds]
         return Raster(

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import (
 
 
 class Classification:
-    """One class per image: cross-entropy; accuracy over images and averaged over classes."""
+    """One class per image: cross-entropy; accuracy over images, and averaged over classes that have a label."""
 
     metrics = ("accuracy", "accuracy_macro")
     primary = "accuracy"
@@ -31,11 +31,9 @@ class Classification:
         if not len(evidence):
             return dict.fromkeys(self.metrics, float("nan"))
         predicted, label = evidence.long().T
-        kinds = {"accuracy": "micro", "accuracy_macro": "macro"}
-        return {
-            name: float(multiclass_accuracy(predicted, label, self.num_classes, average, validate_args=False))  # type: ignore[arg-type]
-            for name, average in kinds.items()
-        }
+        recall = multiclass_accuracy(predicted, label, self.num_classes, average="none", validate_args=False)
+        there = torch.bincount(label, minlength=self.num_classes) > 0
+        return {"accuracy": float((predicted == label).double().mean()), "accuracy_macro": float(recall[there].mean())}
 
     def confusion(self, evidence: Tensor) -> Tensor:
         """[k, k]: images of each label (rows) that are predicted as each class."""
@@ -44,7 +42,10 @@ class Classification:
 
 
 class MultiLabel:
-    """Any number of labels per image: binary cross-entropy; F1 at a probability of one half, average precision."""
+    """Any number of labels per image: binary cross-entropy; F1 at a probability of one half, average precision.
+
+    F1 has no value of a class without label and prediction, which no average counts.
+    """
 
     metrics = ("f1_micro", "f1_macro", "map_micro")
     primary = "f1_micro"
@@ -66,9 +67,12 @@ class MultiLabel:
             return dict.fromkeys(self.metrics, float("nan"))
         probability, label = evidence.split(self.num_classes, dim=1)
         probability, label, number = probability.float(), label.long(), self.num_classes
+        there = ((probability > 0.5) | (label > 0)).any(dim=0)
+        micro = multilabel_f1_score(probability, label, number, average="micro", validate_args=False)
+        single = multilabel_f1_score(probability, label, number, average="none", validate_args=False)
         return {
-            "f1_micro": float(multilabel_f1_score(probability, label, number, average="micro", validate_args=False)),
-            "f1_macro": float(multilabel_f1_score(probability, label, number, average="macro", validate_args=False)),
+            "f1_micro": float(micro) if there.any() else float("nan"),
+            "f1_macro": float(single.view(-1)[there].mean()),
             # Micro-averaged: every image and label is one decision.
             "map_micro": self._average_precision(probability.flatten(), label.flatten()),
         }

@@ -159,7 +159,7 @@ def set_up_like(model: Predictor, source: Labelled) -> Setup:
     """The data as a fine-tuned model was trained on them: its inputs, its statistics, its classes."""
     about = source.about
     known, own = [c.name for c in model.task.classes], [c.name for c in about.classes]
-    if about.task != model.task.task or known != own:
+    if (about.task, about.unit, own) != (model.task.task, model.task.unit, known):
         raise ConfigError(
             f"the model predicts {model.task.task} of {known or model.task.unit}, but '{about.name}' is {about.task} "
             f"of {own or about.unit}."

@@ -59,6 +59,7 @@ class FinetuneTask(SteppedTask):
         self.model, self.task, self.options, self.extra = model, task, options, extra
         self.best = self.last = -math.inf
         self.log_every = 1
+        self.warnings: list[str] = []
         self._evidence: list[Tensor] = []
         self._losses: list[Tensor] = []
 
@@ -71,8 +72,7 @@ class FinetuneTask(SteppedTask):
 
     def training_step(self, example: LabelledExample, _: int) -> None:
         self._freeze(self.global_step < self.options.optim.freeze * self.trainer.max_steps)
-        counted = example.known.flatten(1).any(dim=1) if example.known.ndim > 1 else example.known
-        number = counted.sum().clamp(min=1)
+        number = counted(example).sum().clamp(min=1)
         total = torch.zeros((), device=self.device)
         for part in split(example, self.options.optim.micro_batches):
             loss = self.task.losses(self._predict(part), part.label, part.known).sum() / number
@@ -104,7 +104,7 @@ class FinetuneTask(SteppedTask):
         for example in examples:
             predicted = self._predict(example).float()
             self._evidence.append(self.task.evidence(predicted, example.label, example.known))
-            self._losses.append(self.task.losses(predicted, example.label, example.known).cpu())
+            self._losses.append(self.task.losses(predicted, example.label, example.known)[counted(example)].cpu())
 
     def on_validation_epoch_end(self) -> None:
         values = self.task.score(torch.cat(self._evidence))
@@ -126,6 +126,11 @@ class FinetuneTask(SteppedTask):
     def _write(self, values: dict[str, Any]) -> None:
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.global_step)
+
+
+def counted(example: LabelledExample) -> Tensor:
+    """Which samples have any known label [b]."""
+    return example.known.flatten(1).any(dim=1) if example.known.ndim > 1 else example.known
 
 
 def split(example: LabelledExample, number: int) -> list[LabelledExample]:
@@ -231,6 +236,7 @@ def fit(task: FinetuneTask, data: LabelledData, new: list[str]) -> float:
         if steps % min(data.per_epoch, steps):  # the last part of an epoch
             trainer.validate(task, datamodule=data, verbose=False)
         task.save("last", task.last)
+        task.warnings = task.remarks(steps, data.per_epoch)
     except SystemExit:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt(f"nothing to go on from; remove {options.out} and start anew") from None
     return time.perf_counter() - began
@@ -239,7 +245,7 @@ def fit(task: FinetuneTask, data: LabelledData, new: list[str]) -> float:
 def finish(task: FinetuneTask, setup: Setup, labels: LabelSummary, seconds: float) -> FinetuneResult:
     """Test the best and the last checkpoint, and write results.json and pictures."""
     options, kind = task.options, task.task
-    warnings = list(labels.warnings)
+    warnings = [*labels.warnings, *task.warnings]
     if not (options.out / "best").exists():
         warnings.append(f"{kind.primary} had no value on valid; best is the last")
         task.save("best", task.last)

@@ -1,6 +1,7 @@
 """Protocols over GEO-Bench data sets: cells that are run once, a row each, resumable, and tables of them."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -214,9 +215,10 @@ def finished(results: Path, options: GeobenchOptions, key: str, wanted: set[Cell
 
 
 def data_key(cell: Cell, options: GeobenchOptions) -> str:
-    """The fingerprint of a cell's data; empty where they cannot be opened, which running the cell will say."""
+    """A fingerprint of a cell's images and splits; empty where they cannot be opened, which running it will say."""
     try:
-        return _open(labelled_options(cell, options)).fingerprint()
+        source = _open(labelled_options(cell, options))
+        return hashlib.sha256(repr((source.fingerprint(), sorted(source.ids.items()))).encode()).hexdigest()[:16]
     except MultiMAEError:
         return ""
 

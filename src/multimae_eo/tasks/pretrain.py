@@ -111,6 +111,8 @@ class PretrainTask(SteppedTask):
         return reconstruction_losses(self.model, self.model(batch, mask), batch, mask).total
 
     def training_step(self, examples: Examples, _: int) -> None:
+        if self.model.config.drop_path:  # the only random numbers of a step that are drawn in it
+            torch.manual_seed(hash((self.options.seed, self.global_step, self.global_rank)) % 2**63)
         batch, mask, samples = self._begin(examples)
         samples = self._agree(samples, examples.unread)
         totals = self._backward(batch, mask, samples)

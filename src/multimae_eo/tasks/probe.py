@@ -205,6 +205,8 @@ def run_probes(
 ) -> list[Probe]:
     """The probes of some protocols ("knn", "linear") on frozen features."""
     task, probes = task_for(config), []
+    if not config.dense:
+        features = {split: part.rows(np.flatnonzero(part.known)) for split, part in features.items()}
     for protocol in protocols:
         if protocol == "knn":
             probes += nearest(task, config, features)

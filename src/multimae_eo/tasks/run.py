@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as lightning
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,6 +15,7 @@ from multimae_eo import checkpoint, visualize
 from multimae_eo.data.folders import leaving_nothing
 from multimae_eo.data.mmearth import read_statistics
 from multimae_eo.data.packed import open_tiles
+from multimae_eo.documents import read_yaml
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, TerminatedError
 from multimae_eo.masking import place_mask
 from multimae_eo.model import MultiMAE
@@ -64,9 +66,16 @@ def build(options: PretrainOptions) -> tuple[PretrainTask, PretrainData]:
 
 
 def state_of(options: PretrainOptions) -> Path | None:
-    """The state to resume from, if any; raises ConfigError rather than write into a run that exists."""
-    state = state_path(options.out)
+    """The state to resume from, if any; raises ConfigError rather than write into a run that exists, or go on in one
+    with other random numbers or other tiles held out.
+    """
+    state, path = state_path(options.out), options.out / "config.yaml"
     if options.resume and state.exists():
+        before = yaml.safe_load(read_yaml(path)) if path.exists() else {}
+        begun = {"seed": before.get("seed"), "data.val_fraction": before.get("data", {}).get("val_fraction")}
+        for (name, then), now in zip(begun.items(), (options.seed, options.data.val_fraction), strict=True):
+            if then not in (None, now):
+                raise ConfigError(f"'{options.out}' was begun with {name} {then}, not {now}; resume it with that.")
         return state
     if (options.out / "metrics.csv").exists() and not options.resume:
         raise ConfigError(f"'{options.out}' holds a run; give --resume true to go on with it, or another --out.")
@@ -107,6 +116,8 @@ def train(
     rank_zero_only(print)(
         f"Pre-training {size} on {tiles} tiles, {held} held out: steps {done} to {steps}.", flush=True
     )
+    for remark in task.remarks(steps, data.per_epoch):
+        rank_zero_only(print)(f"Note: {remark}.", flush=True)
     every = min(options.trainer.val_every, steps)
     if options.resume:  # also where no state was saved yet
         truncate(options.out / "metrics.csv", {"train": done + 1, "val": done + (done % every > 0)})
@@ -210,7 +221,8 @@ def finish(options: PretrainOptions, task: PretrainTask, data: PretrainData, tra
     model = whole(task.model)
     if not trainer.is_global_zero:
         return
-    checkpoint.save(model, options.out / CHECKPOINT, extra={"steps": trainer.global_step, "seed": options.seed})
+    facts = {"steps": trainer.global_step, "seed": options.seed, "val_fraction": options.data.val_fraction}
+    checkpoint.save(model, options.out / CHECKPOINT, extra=facts)
     if options.trainer.panels > 0:
         title = f"step {trainer.global_step}"
         draw(task, model, data, options.trainer.panels, options.out / "reconstruction.png", title=title)
@@ -224,7 +236,9 @@ def reconstruct(directory: Path, root: Path, *, split: str, tiles: int, num_visi
     model = checkpoint.load_model(directory)
     options = PretrainOptions(seed=seed, mask=MaskOptions(num_visible=num_visible))
     source = open_tiles(root, list(model.config.modalities.values()))
-    rows = source.splits(val_fraction=options.data.val_fraction, seed=seed)[split]
+    trained = checkpoint.read_content(directory).get("extra", {})
+    share = trained.get("val_fraction", options.data.val_fraction)
+    rows = source.splits(val_fraction=share, seed=trained.get("seed", seed))[split]
     if not len(rows):
         raise DataError(f"'{source.path}': split '{split}' is empty; choose another --split.")
     chosen = spread(rows, tiles)

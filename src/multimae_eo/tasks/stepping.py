@@ -74,12 +74,21 @@ class SteppedTask(lightning.LightningModule):
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step."""
-        optim, warmup = self.optim, self.warmup_steps
-        if warmup is None:
-            warmup = round(optim.warmup_epochs * self.trainer.datamodule.per_epoch)  # type: ignore[attr-defined]
-        peak = optim.lr * optim.batch_size / 256
-        steps = self.trainer.max_steps
+        optim = self.optim
+        warmup = self.warmup(self.trainer.datamodule.per_epoch)  # type: ignore[attr-defined]
+        peak, steps = optim.lr * optim.batch_size / 256, self.trainer.max_steps
         return learning_rate(step, peak=peak, steps=steps, warmup_steps=warmup, warmup_lr=optim.warmup_lr)
+
+    def warmup(self, per_epoch: int) -> int:
+        """Steps of the warm-up."""
+        return round(self.optim.warmup_epochs * per_epoch) if self.warmup_steps is None else self.warmup_steps
+
+    def remarks(self, steps: int, per_epoch: int) -> list[str]:
+        """What a user should know of the steps that a run is to make, and has made."""
+        warmup, skipped = self.warmup(per_epoch), int(self.skipped)
+        short = f"the warm-up of {warmup} steps is as long as the run or longer, which has {steps}: the rate only rises"
+        lost = f"{skipped} of {steps} steps were skipped, as loss or gradient was not finite"
+        return [short] * (warmup >= steps) + [lost] * (skipped > 0)
 
     def diverged(self, step: int, skipped_in_a_row: float, remedy: str) -> DivergedError | None:
         """The error to end with after too many skipped steps in a row."""
