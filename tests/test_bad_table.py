@@ -268,7 +268,7 @@ TABLE = (
     Bad("config", "scene, broken", f"{FILL} --scene bad.yaml --target elevation", "bad.yaml' is no YAML file that can be read", "Expected sources as", holds("bad.yaml", "[1")),
     # --- checkpoints
     Bad("checkpoint", "reconstruct with none", RECONSTRUCT, "'model' is no checkpoint: it has no config.json", "Expected a directory written by pre-training", gone("model")),
-    Bad("checkpoint", "reconstruct fine-tuned", RECONSTRUCT.replace("model", "task"), "task/model.safetensors' does not fit the model: 'decoders.*is missing", "Is it of another size"),
+    Bad("checkpoint", "reconstruct fine-tuned", RECONSTRUCT.replace("model", "task"), "task' is of a fine-tuned model, which has no decoders", "Give the pre-trained one"),
     Bad("checkpoint", "finetune, no weights", f"{FINETUNE} {EUROSAT}", "model/model.safetensors' does not exist", "Copy it anew", gone("model/model.safetensors")),
     Bad("checkpoint", "finetune, not set", f"{FINETUNE} {EUROSAT}".replace("--checkpoint model", ""), "--checkpoint is not set", "give it on the command line"),
     Bad("checkpoint", "finetune, not on the Hub", f"{FINETUNE} {EUROSAT}".replace("--checkpoint model", "--checkpoint nobody/none"), "'nobody/none' is no folder, and no model", "pre-train your own"),
@@ -282,7 +282,7 @@ TABLE = (
     Bad("checkpoint", "predict, a run", PREDICT.replace("task", "run"), "'run' is no checkpoint", "Expected a directory written by"),
     Bad("checkpoint", "predict, half a description", f"{PREDICT} {SCENE}", "task/config.json' is not JSON", "Fetch or write it again", cut("task/config.json")),
     Bad("checkpoint", "embed, impossible", f"{EMBED} {SCENE}", "model/config.json': .*image_size 57", "multiple of patch_size 8", edited("model/config.json", model__image_size=57)),
-    Bad("checkpoint", "fill, fine-tuned", FILL.replace("model", "task") + f" {SCENE} --target elevation", "task/model.safetensors' does not fit", "Is it of another size"),
+    Bad("checkpoint", "fill, fine-tuned", FILL.replace("model", "task") + f" {SCENE} --target elevation", "task' is of a fine-tuned model, which has no decoders", "Give the pre-trained one"),
     Bad("checkpoint", "export, an entry is missing", EXPORT, "config.json': .*missing entries .'heads'", "another version", lambda here: edited("model/config.json", model={k: v for k, v in json.loads((here / "model/config.json").read_text())["model"].items() if k != "heads"})(here)),
     Bad("checkpoint", "inspect, no weights", "inspect model", "model/model.safetensors' does not exist", "Copy it anew", gone("model/model.safetensors"), process=True),
     Bad("checkpoint", "inspect, no model", "inspect model", "model/config.json' has no entry 'model'", "was it cut or edited", without("model/config.json", "model")),

@@ -270,7 +270,7 @@ def load_model(name: str | os.PathLike[str]) -> MultiMAE:
     """Load a pre-trained model, encoder and decoders, strictly; name as of `load`; raises CheckpointError."""
     directory = locate(name)
     if "task" in read_content(directory):
-        what = "is of a fine-tuned model, which has no decoders; load it with load_predictor, or its encoder with load"
+        what = "is of a fine-tuned model, which has no decoders. Give the pre-trained one, or read it by load_predictor"
         raise CheckpointError(f"'{directory}' {what}.")
     return filled(lambda content: MultiMAE(config_of(content, directory)), directory)
 
