@@ -191,7 +191,7 @@ MEASURES = (
 
 TRANSFER = Question(
     name="transfer",
-    title="Rivals of pre-training",
+    title="Rivals of pre-training, four times the steps named below",
     base=Arm("pre-training", LONG.changes),
     arms=(*RIVALS, *SHORT),
     confirmed=tuple(arm.name for arm in RIVALS),
