@@ -5,7 +5,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-LARGEST = 400_000  # bytes; 300 kB were wanted (LOG.md)
+LARGEST = 420_000  # bytes; 300 kB were wanted (LOG.md)
 
 (wheel,) = Path(sys.argv[1]).glob("*.whl")
 version = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
