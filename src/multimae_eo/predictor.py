@@ -32,7 +32,8 @@ class Predictor(nn.Module):
         """{modality: Raster [b, c, h, w]} -> [b, outputs] or [b, outputs, h, w] on the 10 m frame.
 
         Sizes that the patch does not divide are padded right and below with invalid pixels, and cropped back.
-        Modalities that the task does not name are ignored. Raises BatchError where none is left.
+        Modalities that the task does not name are ignored. Raises BatchError where none is left, and
+        SizeError where rasters are not of one size on the 10 m frame.
         """
         batch = {name: raster for name, raster in batch.items() if name in self.task.inputs}
         if not batch:

@@ -67,7 +67,10 @@ class Backbone(nn.Module):
         return self.encoder.config.dim * (len(self.inputs) if self.merge == "concat" else 1)
 
     def see_after(self, images: object, blocks: Iterable[int]) -> list[Seen]:
-        """What the encoder has seen after some blocks; sizes that the patch does not divide are padded as invalid."""
+        """What the encoder has seen after some blocks; sizes that the patch does not divide are padded as invalid.
+
+        Raises what `Encoder.read` does, SizeError for images of several sizes, ConfigError for unknown blocks.
+        """
         keys = set(images) if isinstance(images, Mapping) else {""}
         batch = self.encoder.read(images, **vars(self.stated), judge=not keys <= self.judged)
         self.judged |= keys
@@ -75,7 +78,7 @@ class Backbone(nn.Module):
         return self.encoder.see_after(pad(batch, strides=strides, multiple=self.patch_size), blocks)
 
     def merged(self, seen: Seen) -> Float[Tensor, "b d rows columns"]:
-        """The map of features of what was seen."""
+        """The map of features of what was seen; raises BatchError where a place side by side is missing for some."""
         if self.merge == "mean":
             return seen.places()
         if strange := sorted(set(seen.layout.names) - set(self.inputs)):
