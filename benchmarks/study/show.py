@@ -174,9 +174,16 @@ class Question:
     same_axis: bool = True
 
     def show(self, figures: Figures, picture: Path) -> str:
-        """A table of the arms and one of their differences from the base, and the picture of these."""
-        names = ["seeds", *self.measures.values()]
-        values, differences, found = {self.unit: names}, {f"minus {self.base.name}": names}, {}
+        """A table of what decides, one of all that was measured, folded, and the picture of the differences."""
+        names, short = ["seeds", *self.measures.values()], ["seeds"]
+        for word in list(self.measures.values())[: self.deciding]:
+            short += [word, f"minus {self.base.name}"]
+        values, differences, decides, found = (
+            {self.unit: names},
+            {f"minus {self.base.name}": names},
+            {self.unit: short},
+            {},
+        )
         for arm in (self.base, *self.arms):
             for screening in (False, True):
                 seeds = figures.seeds(arm, self.base, screening=screening)
@@ -184,14 +191,17 @@ class Question:
                     continue
                 name = f"{arm.name}, screening" if screening else arm.name
                 head = ", ".join(map(str, seeds))
-                own = [figures.of(arm, what, self.scale, seeds) for what in self.measures]
-                values[name] = [head, *(interval.words(self.digits) for interval in own)]
+                own = [figures.of(arm, what, self.scale, seeds).words(self.digits) for what in self.measures]
+                values[name] = [head, *own]
+                cells = [""] * len(own)
                 if arm is not self.base:
                     found[name] = [
                         figures.difference(arm, self.base, what, self.scale, seeds) for what in self.measures
                     ]
                     cells = [i.words(self.digits, "+", bold=n < self.deciding) for n, i in enumerate(found[name])]
                     differences[name] = [head, *cells]
+                pairs = zip(own[: self.deciding], cells, strict=False)
+                decides[name] = [head, *(cell for pair in pairs for cell in pair)]
         panels = {
             word: {name: intervals[i] for name, intervals in found.items()}
             for i, word in enumerate(self.measures.values())
@@ -199,7 +209,8 @@ class Question:
         title = f"{self.title}: difference from {self.base.name}\n{figures.budget.words()}"
         unit = f"difference, in points ({self.unit})" if self.same_axis else f"difference, {self.unit}"
         forest(panels, picture, title=title, unit=unit, same_axis=self.same_axis)
-        return f"{turned(values)}\n\n{turned(differences)}"
+        everything = f"{turned(values)}\n\n{turned(differences)}"
+        return f"{turned(decides)}\n\n{folded('All that was measured', everything)}"
 
     def answer(self, description: str | None) -> None:
         """The command line: train what is missing, print the table, draw the picture; put both into the docs.
@@ -223,6 +234,11 @@ def publish(place: Place, name: str, text: str) -> None:
     print(text)
     if place.official:
         put(DOCS / "results.md", name, text)
+
+
+def folded(title: str, text: str) -> str:
+    """Markdown that opens on demand."""
+    return f'<details markdown="1">\n<summary>{title}</summary>\n\n{text}\n\n</details>'
 
 
 def turned(columns: Mapping[str, Sequence[str]]) -> str:
