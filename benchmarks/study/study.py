@@ -95,13 +95,14 @@ PAPER = Arm("paper")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study works: its folder, that of the records, processes, device."""
+    """Where a study works: its folder, that of the records, processes, device, and whether steps are compiled."""
 
     work: Path
     records: Path = RECORDS
     jobs: int = 2
     accelerator: str = "cpu"
     dry: bool = False
+    compile: bool = False
 
     def file(self, battery: str) -> Path:
         """The records of a battery."""
@@ -245,6 +246,7 @@ def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOpt
     steps = steps_of(arm.changes, budget)
     options.optim.warmup_steps = max(1, steps // 15)
     machine.val_every = machine.save_every = steps
+    machine.compile = place.compile
     return options
 
 
@@ -383,6 +385,7 @@ def arguments(
     parser.add_argument("--seeds", default=seeds)
     parser.add_argument("--jobs", type=int, default=2, help="models at a time, a thread each")
     parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="steps of training: the same to rounding, and faster")
     parser.add_argument("--dry-run", action="store_true", help="say what is not on record; train and write nothing")
     for entry in dataclasses.fields(Budget):
         value = defaults.get(entry.name, entry.default)
@@ -390,5 +393,5 @@ def arguments(
     given = parser.parse_args()
     budget = Budget(**{entry.name: getattr(given, entry.name) for entry in dataclasses.fields(Budget)})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    place = Place(given.work, given.records, given.jobs, given.accelerator, given.dry_run)
+    place = Place(given.work, given.records, given.jobs, given.accelerator, given.dry_run, given.compile)
     return place, budget, [int(seed) for seed in given.seeds.split(",")]

@@ -75,6 +75,13 @@ def test_intermediates_and_feature_info():
         vit.forward_intermediates(images(), output_fmt="NHWC")
 
 
+def test_zeros_that_were_measured():
+    dark = images().where(torch.arange(64) < 32, 0)
+    measured = TimmEncoder(model().encoder, Stated(BANDS, "dn", "L2A", nodata=None))(dark)
+    assert torch.allclose(model(nodata=float("nan"))(dark), measured)
+    assert not torch.allclose(model()(dark), measured)
+
+
 def test_modalities_side_by_side():
     torch.manual_seed(0)
     vit = TimmEncoder(MultiMAE(sized("demo")).encoder, Stated(**L2A), merge="concat", num_classes=2)
