@@ -58,7 +58,7 @@ LEVELS = (
     ("commands.py",),
     ("cli.py",),
 )
-DATA_MAY_KNOW = ("errors", "documents", "whole", "modalities", "raster", "config", "data")
+DATA_MAY_KNOW = ("errors", "documents", "whole", "modalities", "raster", "units", "config", "data")
 
 
 def relative(path: Path) -> str:

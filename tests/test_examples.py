@@ -107,6 +107,14 @@ def test_the_commonest_class_of_many(seed, stride, dtype):
             assert int(found.values[place]) == codes[int(np.argmax(counts))]
 
 
+def test_codes_that_no_class_has():
+    codes = MODALITIES["land_cover"].codes
+    for values in (torch.full((1, 4, 4), 10.5), torch.full((1, 4, 4), -10, dtype=torch.int8)):
+        assert not Majority(codes, 4)(Raster(values, torch.ones(1, 4, 4, dtype=torch.bool), NO_PRODUCT)).valid.any()
+    small = Raster(torch.full((1, 4, 4), 90, dtype=torch.int8), torch.ones(1, 4, 4, dtype=torch.bool), NO_PRODUCT)
+    assert Majority(codes, 4)(small).values.item() == 90
+
+
 @pytest.mark.parametrize("purpose", [TRAIN, VALIDATE])
 def test_all_modalities_are_cropped_and_flipped_together_and_labels_reduced_by_majority(folder, purpose):
     source = examples(folder, purpose)

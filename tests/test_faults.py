@@ -489,6 +489,14 @@ def test_verify_reads_the_metadata(own_world):
     assert unread.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("rows", [[1, None], ["1"], "all", [10**9]], ids=str)
+def test_verify_says_what_is_wrong_with_the_rows_of_a_split(rows, own_world):
+    path = own_world / "synthetic_splits.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"val": rows}))
+    with pytest.raises(DataError, match=r"synthetic_splits.json'(: expected an object with a list| names row )"):
+        verify(own_world, workers=1)
+
+
 def test_verify_holds_a_packed_copy_against_its_checksums(world, tmp_path):
     found = read_statistics(world, [MODALITIES["rgb"]])
     folder = pack(world, tmp_path / "packed", list(found.values()), tiles_per_shard=16)

@@ -12,7 +12,7 @@ from geotiff_scene import write
 
 from multimae_eo.data.folder import GeoTIFFFolder, _scales
 from multimae_eo.data.labelled import products_of, rasters, with_own_statistics
-from multimae_eo.errors import ConfigError, DataError, UnknownNameError
+from multimae_eo.errors import ConfigError, DataError, GridError, UnknownNameError
 from multimae_eo.modalities import MODALITIES
 
 BANDS = ["blue", "-", "B8"]
@@ -189,7 +189,12 @@ def test_statistics_are_those_of_valid_training_pixels(tmp_path: Path):
 
 
 def test_a_map_of_classes_has_no_statistics(tmp_path: Path):
-    assert set(source(make(tmp_path, {}), bands=["B02", "worldcover", "dem"]).statistics()) == {"B02", "dem"}
+    for seed, name in enumerate(n for names in IMAGES.values() for n in names):
+        values = image(seed)
+        values[1] = np.array(MODALITIES["land_cover"].codes)[values[1] % 11]
+        write(tmp_path / name, values)
+    bands = ["B02", "worldcover", "dem"]
+    assert set(source(make(tmp_path, {}, images=False), bands=bands).statistics()) == {"B02", "dem"}
 
 
 def test_fingerprint(tmp_path: Path):
@@ -310,3 +315,63 @@ def test_impossible_options(tmp_path: Path, changes: dict[str, Any], error: type
 
 def test_a_missing_folder(tmp_path: Path):
     fails(tmp_path / "nowhere", "nowhere' is no folder")
+
+
+def test_numbers_that_maps_would_refuse(tmp_path: Path):
+    make(tmp_path, {})
+    for name in (n for names in IMAGES.values() for n in names):
+        write(tmp_path / name, image().astype(np.float32) / 10_000)
+    fails(tmp_path, "expected reflectance x 10000 in B02", "which look like reflectance. Set scale: 10000.")
+    assert source(tmp_path, scale=10_000).read("a.tif").values.max() > 1000
+    for name in (n for names in IMAGES.values() for n in names):
+        write(tmp_path / name, image())
+    fails(tmp_path, "expected class with the codes 10,", "Translate them.", bands=["B02", "worldcover", "-"])
+
+
+def test_zeros_of_sentinel2_are_not_measured(tmp_path: Path):
+    values = image()
+    values[:, :3] = 0
+    make(tmp_path, {})
+    write(tmp_path / "a.tif", values)
+    assert source(tmp_path).read("a.tif").valid.mean() == 0.5
+    assert source(tmp_path, bands=["B02", "-", "dem"]).read("a.tif").valid.mean() == 0.75  # a height of 0 m is one
+    assert source(tmp_path, nodata=65535).read("a.tif").valid.all()
+    write(tmp_path / "a.tif", values, nodata=9)
+    assert source(tmp_path).read("a.tif").valid.all()
+
+
+def test_channels_that_the_file_describes_in_another_order(tmp_path: Path):
+    make(tmp_path, {})
+    for names, wrong in ((("blue", "x", "B8"), False), (("B8", "x", "blue"), True), (("nir", "", "near"), False)):
+        with rasterio.open(tmp_path / "sub/b.tif", "r+") as file:
+            file.descriptions = names
+        if wrong:
+            fails(tmp_path, "b.tif' describes its channels as B08, B02, but bands names them B02, B08")
+        else:
+            read_all(tmp_path)
+
+
+def test_masks_that_lie_elsewhere_or_state_a_scale(tmp_path: Path):
+    root = make(tmp_path, dict.fromkeys(IMAGES["train"] + IMAGES["valid"] + IMAGES["test"], "m.tif"), column="mask")
+    mask = np.ones((1, *SIZE), np.uint8)
+    write(root / "m.tif", mask)
+    read_all(root, task="segmentation")
+    with rasterio.open(root / "m.tif", "r+") as file:
+        file.scales = (0.01,)
+    fails(root, "m.tif' states that a value is 0.01 x number + 0", task="segmentation")
+    write(root / "m.tif", mask)
+    with rasterio.open(root / "m.tif", "r+") as file:
+        file.transform = file.transform @ file.transform.translation(3, 0)
+    fails(root, "the mask lies at", "Bring it to the image's grid", error=GridError, task="segmentation")
+
+
+def test_a_path_from_the_root_of_the_disk_is_the_same_image(tmp_path: Path):
+    edit(make(tmp_path, {}), "test,x,f.tif", f"test,x,{tmp_path / 'a.tif'}")
+    fails(tmp_path, "'a.tif' is in 'train' and in 'test'")
+
+
+def test_a_scale_is_stated_for_what_no_scale_is_given(tmp_path: Path):
+    make(tmp_path, {})
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.scales = (1.0, 1.0, 0.1)
+    fails(tmp_path, "states that a value is 0.1 x number + 0 (channel 3)", bands=["B02", "-", "dem"], scale=2.0)

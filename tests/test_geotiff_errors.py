@@ -53,6 +53,8 @@ def test_grids_that_differ(scene: Path) -> None:
     fails(GridError, options(scene), "EPSG:4326", "gdalwarp")
     write(path, dem, transform=rasterio.Affine(10, 1, ORIGIN[0], 1, -10, ORIGIN[1]))
     fails(GridError, options(scene), "north-up")
+    write(path, dem, origin=(1e6, 8.4e6), crs="EPSG:3857")
+    fails(GridError, options(scene), "EPSG:3857 distorts them to 4.", "m on the ground", "gdalwarp")
     write(path, dem, crs=None)
     fails(GridError, options(scene), "no coordinate reference system", "gdal_edit.py")
 

@@ -17,6 +17,7 @@ from multimae_eo.errors import BatchError, ConfigError, DataError, SizeError, Un
 from multimae_eo.inputs import UnusedBandsWarning, read_images
 from multimae_eo.integrations.backbone import Backbone, Stated
 from multimae_eo.modalities import IMAGE_KEYS, MODALITIES
+from multimae_eo.raster import pad
 from multimae_eo.units import looks_like
 
 RGB = ["B04", "B03", "B02"]
@@ -120,9 +121,9 @@ def test_what_is_not_measured():
     assert (~valid).nonzero().tolist() == [[0, 0, 0, 0], [0, 1, 0, 1]]
     assert read_images(values, CONFIG, bands=RGB, **L2A, nodata=None)["rgb"].valid[0, 1, 0, 1]
     masked = np.ma.masked_equal(images(), images()[0, 0, 0, 0])
-    assert torch.equal(
-        read_images(masked, CONFIG, bands=RGB, **L2A)["rgb"].valid, torch.from_numpy(~np.ma.getmaskarray(masked))
-    )
+    for given in (masked, list(masked)):
+        found = read_images(given, CONFIG, bands=RGB, **L2A)["rgb"].valid
+        assert torch.equal(found, torch.from_numpy(~np.ma.getmaskarray(masked)))
 
 
 def test_the_offset_of_the_processing_baseline_is_taken_off():
@@ -312,6 +313,29 @@ def test_images_of_two_resolutions_are_refused_by_all_that_pad(encoder):
     task = TaskConfig("regression", "linear_dense", encoder.config.input_modalities)
     with pytest.raises(SizeError, match="Resample them first"):
         Predictor(encoder.config, task)(read_images(given, encoder.config, units="dn"))
+
+
+def test_a_coarse_grid_reaches_over_the_edge_of_its_own_pixels_only(encoder):
+    strides = {"rgb": 1, "nir": 1, "land_cover": 4}
+
+    def frame(rgb: int, nir: int, cover: int):
+        edges = {"rgb": rgb, "nir": nir, "land_cover": cover}
+        blank = {n: (torch.zeros(1, 1, e, e), torch.ones(1, 1, e, e, dtype=torch.bool)) for n, e in edges.items()}
+        return pad({n: Raster(*b, torch.zeros(1)) for n, b in blank.items()}, strides=strides, multiple=8)
+
+    assert frame(61, 61, 16)["rgb"].values.shape[-1] == 64
+    for wrong in ((64, 61, 16), (60, 60, 16), (65, 65, 16)):
+        with pytest.raises(SizeError, match="one size"):
+            frame(*wrong)
+
+
+def test_radar_of_power_with_some_noise_below_zero():
+    power = images(2).astype(np.float32) / 20_000
+    assert looks_like(MODALITIES["sar"], power) == "linear power"
+    power[0, 0, 0, 0] = -0.001
+    assert looks_like(MODALITIES["sar"], power) == "linear power"
+    assert looks_like(MODALITIES["sar"], 10 * np.log10(np.abs(power) + 1e-6)) is None
+    assert looks_like(MODALITIES["sar"], power - 101) == "none of this unit"
 
 
 def test_the_unit_of_each_key_is_judged(encoder):

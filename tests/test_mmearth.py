@@ -374,3 +374,30 @@ def test_a_reader_pickles_without_its_open_file(noisy):
             np.testing.assert_array_equal(mine.numpy(), other.numpy(), err_msg=name)
     tiles.close()
     assert torch.equal(tiles[4]["rgb"].values, first["rgb"].values)
+
+
+@pytest.mark.parametrize("number", [3, 100_001])
+def test_arrays_of_a_chunk_per_tile_that_were_never_written(number, tmp_path):
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        shape = (number, 1, 16, 16)
+        file.create_dataset("esa_worldcover", shape, "uint8", chunks=(1, *shape[1:]), compression="gzip", shuffle=True)
+        for name in ("lat", "lon"):
+            file.create_dataset(name, (number, 2), "f4", chunks=(1, 2), compression="gzip", fillvalue=1)
+        file["lat"][number - 1] = (0, 1)
+    tiles = MMEarth(tmp_path, [MODALITIES["land_cover"]])
+    assert not tiles.read([0, number - 1])["land_cover"].valid.any()
+    assert np.allclose(tiles.places(np.array([0, number - 1])), [[45, 0], [45, 45]])
+
+
+def test_half_of_a_modality_is_enough(tmp_path):
+    table = {"sentinel2_l2a": {"mean": [1000.0] * 13, "std": [500.0] * 13}}
+    table["sentinel2_l2a"]["mean"][7] = table["sentinel2_l2a"]["std"][7] = math.nan  # B8A
+    (tmp_path / "t_band_stats.json").write_text(json.dumps(table))
+    (tmp_path / "t.h5").touch()
+    usual = MODALITIES["nir"].statistics["L2A"]
+    found = read_statistics(tmp_path, [MODALITIES["nir"]])["nir"].statistics["L2A"]
+    assert (found.mean, found.std) == ((usual.mean[0], 1000.0), (usual.std[0], 500.0))
+    table["sentinel2_l2a"]["std"][8] = math.nan  # B08 has a mean: that is no number that was not measured
+    (tmp_path / "t_band_stats.json").write_text(json.dumps(table))
+    with pytest.raises(StatisticsError, match="band B08 of 'nir'"):
+        read_statistics(tmp_path, [MODALITIES["nir"]])

@@ -20,7 +20,7 @@ from worlds import read_array, rewrite, write_world  # noqa: E402
 
 from multimae_eo.cli import main  # noqa: E402
 from multimae_eo.data import packing  # noqa: E402
-from multimae_eo.data.layout import ARRAYS  # noqa: E402
+from multimae_eo.data.layout import ARRAYS, LayoutWriter, Tile, encode_tile  # noqa: E402
 from multimae_eo.data.mmearth import MMEarth, read_statistics  # noqa: E402
 from multimae_eo.data.packed import Packed, open_tiles  # noqa: E402
 from multimae_eo.data.packing import pack  # noqa: E402
@@ -311,3 +311,21 @@ def test_a_folder_that_cannot_be_written(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "_write_shard", full)
     with pytest.raises(DataError, match="No space left on device"):
         pack(folder, tmp_path / "out", ALL[:1])
+
+
+def test_a_tile_without_radar_has_no_orbit(tmp_path):
+    random = np.random.default_rng(0)
+    with LayoutWriter(tmp_path / "plain", "d", tile_px=16, arrays=("sentinel2", "sentinel1")) as writer:
+        for i in range(3):
+            arrays = {"sentinel2": random.integers(200, 3000, (13, 16, 16)).astype(np.uint16)}
+            if i != 1:
+                arrays["sentinel1"] = np.full((8, 16, 16), -np.inf, np.float32)
+                arrays["sentinel1"][:2] = random.normal(-12, 3, (2, 16, 16))  # ascending
+            tile = Tile(f"t{i}", "L2A", 10.0, 20.0, "2020-01-01", arrays)
+            writer.add(encode_tile(tile, ("sentinel2", "sentinel1"), 16))
+    pack(tmp_path / "plain" / "d", tmp_path / "packed", [MODALITIES["sar"]])
+    sar = read_statistics(tmp_path / "plain" / "d", [MODALITIES["sar"]])["sar"]
+    assert sar.products == ("ascending",)
+    read = Packed(tmp_path / "packed" / "d", [sar]).read([0, 1, 2])["sar"]
+    assert read.product.tolist() == [0, 0, 0]
+    assert read.valid.flatten(1).any(dim=1).tolist() == [True, False, True]

@@ -186,3 +186,16 @@ def test_ids_that_do_not_exist(sample_id: str):
 def test_impossible_options(changes: dict[str, Any], error: type[Exception], word: str):
     with pytest.raises(error, match=word):
         source(changes)
+
+
+def test_numbers_that_cannot_be_of_the_product():
+    class Reflectance(Fake):
+        def __getitem__(self, index):
+            return {"image": self.images[index] / 10_000, **self.rest}
+
+    splits = {split: Reflectance(2, label=1) for split in ("train", "valid", "test")}
+    source({"splits": splits})  # the statistics are its own
+    with pytest.raises(DataError, match=r"'fake': expected reflectance x 10000 in B02, got .* Multiply them by 10000"):
+        source({"splits": splits, "products": ("L2A",)})
+    with pytest.raises(DataError, match=r"in worldcover, .* which look like codes without a meaning .* Translate them"):
+        source({"bands": ["B2", "-", "worldcover"]})

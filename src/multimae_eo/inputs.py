@@ -147,6 +147,8 @@ def _array(value: Any, names: list[str] | None) -> tuple[Tensor, list[str] | Non
             if names is None and stated and all(isinstance(name, str) for name in stated):
                 names = stated
         value = value.values
+    if isinstance(value, list | tuple) and any(isinstance(part, np.ma.MaskedArray) for part in value):
+        value = np.ma.stack(value)
     if isinstance(value, np.ma.MaskedArray):
         value = np.where(np.ma.getmaskarray(value), np.nan, value.filled(0).astype(np.float32))
     if not isinstance(value, Tensor):

@@ -101,7 +101,9 @@ def pad(batch: Batch, *, strides: Mapping[str, int], multiple: int) -> Batch:
     Raises SizeError where they are not of one size, but for what a coarser grid reaches over the edge.
     """
     frames = [[edge * strides[name] for edge in r.values.shape[-2:]] for name, r in batch.items()]
-    if any(max(edges) - min(edges) >= max(strides[n] for n in batch) for edges in zip(*frames, strict=True)):
+    # A grid reaches over the edge of what it covers by less than one of its own pixels.
+    over = [[edge - strides[name] for edge in frame] for name, frame in zip(batch, frames, strict=True)]
+    if any(max(f[i] for f in over) >= min(f[i] for f in frames) for i in (0, 1)):
         sizes = ", ".join(f"{n} {frame[0]} x {frame[1]}" for n, frame in zip(batch, frames, strict=True))
         raise SizeError(f"images of one place must be of one size in pixels of 10 m, got {sizes}. Resample them first.")
     height, width = (-(-max(edges) // multiple) * multiple for edges in zip(*frames, strict=True))
@@ -142,9 +144,11 @@ class Majority(nn.Module):
         if height % self.stride or width % self.stride:
             raise SizeError(f"a raster of {height} x {width} px cannot be reduced {self.stride} times.")
         codes = raster.values
-        if codes.dtype != torch.uint8:  # -1 and the last place of the tables are of no class
-            codes = codes.clamp(-1, self.unknown)
-        index = torch.where(raster.valid & (codes >= 0), codes.int(), self.unknown).flatten()
+        known = raster.valid
+        codes = codes.short() if codes.dtype == torch.int8 else codes
+        if codes.dtype != torch.uint8:  # the last place of the tables is of no class
+            known = known & (codes >= 0) & (codes < self.unknown) & (codes == codes.round())
+        index = torch.where(known, codes.int(), self.unknown).flatten()
         sums = torch.stack([self._sums(ones.index_select(0, index), raster.values) for ones in self.ones], dim=-1)
         counts = (sums[..., None] >> self.shifts & (1 << self.bits) - 1).flatten(-2)[..., : len(self.codes)]
         most, which = counts.max(dim=-1)

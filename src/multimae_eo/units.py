@@ -16,8 +16,8 @@ def looks_like(modality: Modality, values: np.ndarray) -> str | None:
     values: of any shape, not empty.
     """
     if isinstance(modality, Categorical):
-        strange = sorted({int(c) for c in np.unique(values)} - set(modality.codes))
-        return f"codes without a meaning here ({', '.join(map(str, strange[:8]))})" if strange else None
+        strange = sorted({float(c) for c in np.unique(values)} - set(modality.codes))
+        return f"codes without a meaning here ({', '.join(f'{c:g}' for c in strange[:8])})" if strange else None
     low, high = float(values.min()), float(values.max())
     if modality.unit == REFLECTANCE:
         usual = float(np.percentile(values, 99))  # some pixels glint
@@ -29,5 +29,7 @@ def looks_like(modality: Modality, values: np.ndarray) -> str | None:
         eight_bit = values.dtype == np.uint8 or (high == 255 and np.mean(values == 255) > 1e-3 and low >= 0)
         return EIGHT_BIT if eight_bit else ("none of this unit" if high > 65535 else None)
     if modality.unit == "dB":
-        return "linear power" if low >= 0 else ("none of this unit" if low < -100 else None)
+        if low < -100:
+            return "none of this unit"
+        return "linear power" if np.mean(values < 0) < 0.01 else None  # noise that was removed leaves some below 0
     return "none of this unit" if modality.unit == "m" and (low < LOWEST or high > HIGHEST) else None

@@ -5,7 +5,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from multimae_eo.data.hdf5 import inflated, read, size_of
+from multimae_eo.data.hdf5 import NOT_STORED, inflated, read, size_of
 
 
 class TileChunks:
@@ -29,7 +29,7 @@ class TileChunks:
             return self._through_hdf5(row)
         try:
             skipped, stored = self.dataset.id.read_direct_chunk((row, *self.rest))
-        except (OSError, RuntimeError, ValueError, OverflowError):
+        except NOT_STORED:
             return self._through_hdf5(row)  # a chunk that was never written, or an error that h5py explains better
         if skipped:
             return self._through_hdf5(row)

@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
 from multimae_eo.config import TaskName
 from multimae_eo.data.geotiff_source import check_stated, open_raster
 from multimae_eo.data.labelled import SPLITS, Label, Sample, SplitName, check_class, check_ids, check_mask
-from multimae_eo.data.layout import SENTINEL2_CHANNELS
+from multimae_eo.data.layout import MODALITY_OF, SENTINEL2_CHANNELS
 from multimae_eo.data.own_data import (
     SKIPPED,
     as_values,
     band_statistics,
+    check_units,
     describe,
     evenly,
     named_channels,
     regression_labels,
 )
-from multimae_eo.errors import ConfigError, DataError, UnknownNameError
-from multimae_eo.modalities import MODALITIES, REFLECTANCE, Continuous
+from multimae_eo.errors import ConfigError, DataError, GridError, UnknownNameError
+from multimae_eo.modalities import REFLECTANCE, Continuous, find_band
 
 _SPLIT_NAMES: Mapping[str, SplitName] = {**{split: split for split in SPLITS}, "val": "valid"}
 _SUFFIXES = (".tif", ".tiff")
@@ -52,9 +54,11 @@ class GeoTIFFFolder:
     bands: what the channels of the images are, in their order; "-" leaves one out.
     classes: their names in the order of their indices; none for regression. unit: of a regression's labels.
     product: the package's product whose units the files have once multiplied by `scale`, such as "L2A".
-    nodata: value of an image that was not measured, instead of what the files say. ignore: values of masks that are no
-        label. name: of the data set; the folder's by default. allow_leaks: an image may be in two splits.
-    Raises ConfigError for options that contradict each other, DataError for a table or files that cannot be used.
+    nodata: value of an image that was not measured, instead of what the files say; where they say nothing, 0 in bands
+        of Sentinel-2. ignore: values of masks that are no label. name: of the data set; the folder's by default.
+        allow_leaks: an image may be in two splits.
+    Raises ConfigError for options that contradict each other, DataError for a table or files that cannot be used, and
+    for numbers that cannot be reflectance x 10000, dB or m, which maps would refuse.
     """
 
     def __init__(
@@ -99,6 +103,8 @@ class GeoTIFFFolder:
             ids[split][sample_id] = row
         self.ids: Mapping[SplitName, tuple[str, ...]] = {split: tuple(rows) for split, rows in ids.items()}
         check_ids(self.ids, f"'{self.table if self.table.is_file() else self.root}'", allow_leaks=allow_leaks)
+        remedies = {"reflectance": "Set scale: 10000."}
+        check_units(self.ids["train"], self._image, self.about.bands, f"'{self.root}'", remedies=remedies)
 
     def _table_rows(self) -> Iterator[tuple[SplitName, str, _Row]]:
         said = "mask" if self.about.dense else "label"
@@ -109,7 +115,7 @@ class GeoTIFFFolder:
             image = _existing(self.root, cells["path"], "path", where)
             mask = _existing(self.root, cells[said], said, where) if self.about.dense else None
             label = None if self.about.dense else self._parse(cells[said], where)
-            sample_id = Path(os.path.normpath(cells["path"])).as_posix()
+            sample_id = Path(os.path.relpath(image, self.root)).as_posix()
             yield split, sample_id, _Row(image, label, mask, cells[said], where)
 
     def _folder_rows(self) -> Iterator[tuple[SplitName, str, _Row]]:
@@ -176,13 +182,27 @@ class GeoTIFFFolder:
                     f"'{row.image}': expected {len(self._names)} channels ({', '.join(self._names)}), the file has "
                     f"{dataset.count}. Name every channel of the file in bands, '{SKIPPED}' for those to leave out."
                 )
-            for channel, band in zip(self._channels, self.about.bands, strict=True):
-                check_stated(row.image, dataset, channel, reflectance=band in SENTINEL2_CHANNELS, scale=self._scale)
+            self._check_order(row.image, dataset.descriptions)
+            for channel, band, scale in zip(self._channels, self.about.bands, self._scales.tolist(), strict=True):
+                check_stated(row.image, dataset, channel, reflectance=band in SENTINEL2_CHANNELS, scale=scale)
             raw, valid = _pixels(dataset, [i + 1 for i in self._channels], row.image, masks=self._nodata is None)
+            unsaid = [dataset.mask_flag_enums[i] == [MaskFlags.all_valid] for i in self._channels]
         if self._nodata is not None:
             valid = raw != self._nodata
+        else:  # as in ESA's products
+            dark = [said and band in SENTINEL2_CHANNELS for said, band in zip(unsaid, self.about.bands, strict=True)]
+            valid[dark] &= raw[dark] != 0
         valid &= np.isfinite(raw)
         return np.where(valid, raw * self._scales[:, None, None], 0).astype(np.float32), valid
+
+    def _check_order(self, path: Path, descriptions: Sequence[str | None]) -> None:
+        """Raise DataError where a file describes its channels as the named bands in another order."""
+        said = [find_band(descriptions[channel] or "") for channel in self._channels]
+        if tuple(said) != self.about.bands and {*said} == {*self.about.bands}:
+            raise DataError(
+                f"'{path}' describes its channels as {', '.join(map(str, said))}, but bands names them "
+                f"{', '.join(self.about.bands)}. Bring its channels to that order, or mend its descriptions."
+            )
 
     def _label(self, sample_id: str, size: tuple[int, int] | None) -> Label:
         """size: of the image, which the mask must have."""
@@ -194,6 +214,9 @@ class GeoTIFFFolder:
         with open_raster(row.mask) as dataset:
             if dataset.count != 1:
                 raise DataError(f"{where}: the mask has {dataset.count} channels; expected one.")
+            check_stated(row.mask, dataset, 0, reflectance=False, scale=1)
+            if size is not None:
+                _check_place(row.image, dataset, where)
             codes, known = (array[0] for array in _pixels(dataset, [1], row.mask))
         known &= ~np.isin(codes, self._ignore)
         size = size or (codes.shape[0], codes.shape[1])
@@ -202,10 +225,23 @@ class GeoTIFFFolder:
         return regression_labels(codes, known, size, where)
 
 
+def _check_place(image: Path, mask: Any, where: str) -> None:
+    """Raise GridError where an image and its mask say both where they lie, and that is not the same."""
+    with open_raster(image) as dataset:
+        if dataset.crs is None or mask.crs is None or dataset.shape != mask.shape:
+            return  # another size is told by what the labels are checked for
+        apart = np.abs(np.subtract(dataset.bounds, mask.bounds)).max()
+        if dataset.crs != mask.crs or apart > max(dataset.res) / 2:
+            raise GridError(
+                f"{where}: the mask lies at {', '.join(f'{b:.10g}' for b in mask.bounds)} ({mask.crs}), its image at "
+                f"{', '.join(f'{b:.10g}' for b in dataset.bounds)} ({dataset.crs}). Bring it to the image's grid: "
+                "gdalwarp -r near with -t_srs, -te and -ts."
+            )
+
+
 def _scales(bands: Sequence[str], scale: float) -> np.ndarray:
     """The factor of each band: that of reflectances is not one of heights beside them, and classes have none."""
-    known = {band: m.unit for m in MODALITIES.values() if isinstance(m, Continuous) for band in m.bands}
-    units = [REFLECTANCE if band in SENTINEL2_CHANNELS else known.get(band, "") for band in bands]
+    units = [MODALITY_OF[b].unit if isinstance(MODALITY_OF.get(b), Continuous) else "" for b in bands]
     meant = {REFLECTANCE} if REFLECTANCE in units else {*units} - {""}
     return np.array([scale if unit in meant else 1.0 for unit in units])
 

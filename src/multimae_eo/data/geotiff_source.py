@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rasterio import warp
 from rasterio.errors import RasterioError
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
@@ -21,6 +22,8 @@ from multimae_eo.errors import ConfigError, DataError, GridError, UnknownNameErr
 from multimae_eo.modalities import WORLDCOVER, canonical_bands
 
 METRES = 10.0  # the grid of the models
+DISTORTED = 0.05  # by how much a projection may stretch a pixel: Web Mercator does more from 18 degrees on
+EARTH_M = 6.371e6
 SKIPPED = "-"
 BLOCK_ROWS = 128  # how many rows a survey holds in memory
 LOWEST_DB = -100
@@ -166,19 +169,37 @@ def check_stated(path: Path, dataset: Any, channel: int, *, reflectance: bool, s
 
 
 def _check_grid(path: Path, grid: Grid) -> None:
-    warp = "Bring it to a 10 m grid first: gdalwarp -t_srs EPSG:<UTM zone> -tr 10 10 IN OUT (-r near for classes)."
+    remedy = "Bring it to a 10 m grid first: gdalwarp -t_srs EPSG:<UTM zone> -tr 10 10 IN OUT (-r near for classes)."
     if grid.crs is None:
         raise GridError(
             f"'{path}' has no coordinate reference system. Assign it: gdal_edit.py -a_srs EPSG:<code> FILE."
         )
     t = grid.transform
     if t.b or t.d or t.a <= 0 or t.e >= 0:
-        raise GridError(f"'{path}': expected a north-up raster, got the transform {tuple(t)[:6]}. {warp}")
+        raise GridError(f"'{path}': expected a north-up raster, got the transform {tuple(t)[:6]}. {remedy}")
     metres = grid.crs.linear_units_factor[1] if grid.crs.is_projected else math.nan
     edges = (t.a * metres, -t.e * metres)
     if not all(abs(edge - METRES) <= METRES / 100 for edge in edges):
         got = f"{t.a:g} x {-t.e:g} in units of {grid.crs}"
-        raise GridError(f"'{path}': expected pixels of 10 x 10 m (within 1 %), got {got}. {warp}")
+        raise GridError(f"'{path}': expected pixels of 10 x 10 m (within 1 %), got {got}. {remedy}")
+    ground = _on_the_ground(grid)
+    if any(abs(edge - METRES) > METRES * DISTORTED for edge in ground):
+        got = " x ".join(f"{edge:.3g}" for edge in ground)
+        raise GridError(
+            f"'{path}': expected pixels of 10 x 10 m, but {grid.crs} distorts them to {got} m on the ground. {remedy}"
+        )
+
+
+def _on_the_ground(grid: Grid) -> tuple[float, float]:
+    """Width and height in m of the pixel in the middle."""
+    across, down = grid.width / 2, grid.height / 2
+    t = grid.transform
+    eastings, northings = [t.c + t.a * (across + i) for i in (0, 1, 0)], [t.f + t.e * (down + i) for i in (0, 0, 1)]
+    longitudes, latitudes = warp.transform(grid.crs, "EPSG:4326", eastings, northings)
+    east, north = np.radians(longitudes), np.radians(latitudes)
+    east = (east - east[0]) * np.cos(north[0])  # the Earth as a sphere is off by half a per cent
+    right, below = EARTH_M * np.hypot(east, north - north[0])[1:]
+    return float(right), float(below)
 
 
 def check_same_grid(reference: Source, other: Source) -> None:
@@ -320,7 +341,7 @@ def survey(source: Source) -> None:
                 known = array[array != 0]
             else:
                 raw, valid = read_values(source, dataset, top, rows)
-                known = raw[valid]
+                known = raw[valid] * source.options.scale
                 lowest = min(lowest, known.min(initial=math.inf))
                 negative, number = negative + int((known < 0).sum()), number + known.size
             measured |= known.size > 0

@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import h5py
@@ -19,7 +20,10 @@ from multimae_eo.errors import DataError, UnreadError
 LARGEST = 1 << 28
 MOST_TILES = 1 << 25  # of a data set; MMEarth has 1.2 million
 _HEAP = b"GCOL\x01\0\0\0"  # how a heap of texts begins
-_MOST_CHUNKS = 100_000  # of one read
+_MANY = 1_000  # chunks of one read that are not looked at one by one
+_RATIO = 1032  # the largest of deflate
+_HARMLESS = 1 << 20  # bytes that a chunk may inflate to, whatever it should
+NOT_STORED = (OSError, RuntimeError, ValueError, OverflowError, MemoryError)  # what h5py says of a chunk without bytes
 
 
 def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
@@ -103,16 +107,36 @@ def _check_chunks(dataset: h5py.Dataset, part: tuple[slice, ...]) -> None:
     if any(f != h5py.h5z.FILTER_FLETCHER32 for f in filters[place + 1 :]):
         raise OSError("it is compressed more than once; expected gzip alone, or after a shuffle")
     room = size_of(dataset, dataset.chunks) + 4 * place  # a checksum
-    if math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)) > _MOST_CHUNKS:
-        raise OSError(f"it is cut into more than {_MOST_CHUNKS} chunks")
-    for piece in dataset.iter_chunks(part):
-        corner = tuple(s.start // edge * edge for s, edge in zip(piece, dataset.chunks, strict=True))
+    for corner in _corners(dataset, part, room):
         try:
             skipped, content = dataset.id.read_direct_chunk(corner)
-        except (OSError, RuntimeError, ValueError, OverflowError):
+        except NOT_STORED:
             continue  # a chunk that was never written, or an error that h5py explains better
         if not skipped >> place & 1:
             inflated(content, room)
+
+
+def _corners(dataset: h5py.Dataset, part: tuple[slice, ...], room: int) -> Iterator[tuple[int, ...]]:
+    """Where the chunks of a part begin; where these are many, of those that could inflate to too much."""
+    ends = [s.indices(length)[:2] for s, length in zip(part, dataset.shape, strict=True)]
+    number = math.prod((b - 1) // c - a // c + 1 for (a, b), c in zip(ends, dataset.chunks, strict=True))
+    if number > MOST_TILES:
+        raise OSError(f"it is cut into {number:,} chunks, expected at most {MOST_TILES:,}")
+    if number <= _MANY:
+        for piece in dataset.iter_chunks(part):
+            yield tuple(s.start // edge * edge for s, edge in zip(piece, dataset.chunks, strict=True))
+        return
+    suspects: list[tuple[int, ...]] = []
+
+    def note(chunk: Any) -> None:
+        if chunk.size * _RATIO > max(room, _HARMLESS):
+            suspects.append(chunk.chunk_offset)
+
+    try:
+        dataset.id.chunk_iter(note)
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"the list of its chunks is damaged ({error})") from error
+    yield from suspects
 
 
 def inflated(stored: bytes, most: int) -> bytes:

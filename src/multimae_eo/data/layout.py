@@ -20,8 +20,15 @@ import numpy as np
 
 from multimae_eo.data.folders import plain, writable
 from multimae_eo.errors import DataError
+from multimae_eo.modalities import MODALITIES, REFLECTANCE, Modality
 
 SENTINEL2_CHANNELS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B08", "B09", "B10", "B11", "B12")
+
+# Whose unit a band has: those of Sentinel-2 that no modality takes have the unit of those that one does.
+MODALITY_OF: Mapping[str, Modality] = {
+    **dict.fromkeys(SENTINEL2_CHANNELS, next(m for m in MODALITIES.values() if m.unit == REFLECTANCE)),
+    **{band: m for m in MODALITIES.values() for band in m.bands},
+}
 
 SPLITS = ("train", "val", "test")
 TILE_ID_BYTES = 100

@@ -47,8 +47,13 @@ def _with_file_statistics(modality: Modality, table: Mapping[str, Any], path: Pa
     for product in modality.products:
         addresses = [_address(modality, band, product) for band in modality.bands]
         rows = [_moments(table, a, band, path) for a, band in zip(addresses, modality.bands, strict=True)]
-        if all(math.isnan(mean) for mean, _ in rows):
+        there = [not (math.isnan(mean) and math.isnan(std)) for mean, std in rows]
+        if not any(there):
             continue  # the data set has no tile of this product
+        if 2 * sum(there) >= len(rows) and product in modality.statistics:
+            # Bands that were measured nowhere are valid nowhere; half of a modality is fed (docs/design.md, A).
+            usual = modality.statistics[product]
+            rows = [r if t else u for r, t, u in zip(rows, there, zip(usual.mean, usual.std, strict=True), strict=True)]
         for band, (mean, std) in zip(modality.bands, rows, strict=True):
             if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
                 raise StatisticsError(

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
 
 from multimae_eo.config import TaskName
 from multimae_eo.data.labelled import Description, Label, numbered_classes
+from multimae_eo.data.layout import MODALITY_OF
 from multimae_eo.errors import ConfigError, DataError, UnknownNameError
 from multimae_eo.modalities import MODALITIES, Categorical, canonical_bands
+from multimae_eo.units import EIGHT_BIT, looks_like
 
 SKIPPED = "-"
 MEASURED_IMAGES = 1000  # of the training split, for statistics
+JUDGED_IMAGES = 5  # of the training split, whose numbers are judged at the start
 _TASKS: tuple[TaskName, ...] = ("classification", "multilabel", "segmentation", "regression")
 _DENSE = ("segmentation", "regression")
 _CODES = frozenset(band for m in MODALITIES.values() if isinstance(m, Categorical) for band in m.bands)
@@ -89,6 +93,39 @@ def evenly(chosen: Sequence[Chosen], limit: int = MEASURED_IMAGES) -> list[Chose
     """At most `limit` of a sequence, spread evenly over it."""
     positions = np.linspace(0, len(chosen) - 1, min(len(chosen), limit)).round().astype(int)
     return [chosen[i] for i in positions.tolist()]
+
+
+def check_units(
+    ids: Sequence[str],
+    read: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    bands: Sequence[str],
+    where: str,
+    *,
+    remedies: Mapping[str, str],
+) -> None:
+    """Raise DataError where numbers of some images cannot be of the unit of their band, or are no known class.
+
+    read: as of `band_statistics`; images that it cannot read are passed by. remedies: {what numbers look like: remedy}.
+    """
+    seen: dict[str, list[np.ndarray]] = {}
+    for sample_id in evenly(ids, JUDGED_IMAGES):
+        with suppress(DataError):
+            values, valid = read(sample_id)
+            for i, band in enumerate(bands):
+                seen.setdefault(band, []).append(values[i][valid[i]])
+    for band, parts in seen.items():
+        known, modality = np.concatenate(parts), MODALITY_OF.get(band)
+        if isinstance(modality, Categorical):
+            known = known[known != 0]  # no class in any map
+        guess = looks_like(modality, known) if modality is not None and known.size else None
+        if modality is None or guess in (None, EIGHT_BIT):
+            continue
+        classes = f" with the codes {', '.join(map(str, modality.codes))}" if isinstance(modality, Categorical) else ""
+        remedy = "Translate them." if classes else remedies.get(str(guess), "Convert them, or mark what is no number.")
+        raise DataError(
+            f"{where}: expected {modality.unit}{classes} in {band}, got {known.min():g} to {known.max():g}, which look "
+            f"like {guess}. {remedy}"
+        )
 
 
 def band_statistics(

@@ -133,10 +133,13 @@ class Packed(Tiles):
                 row = rows[int(np.argmax(chosen >= len(known)))]
                 raise DataError(f"'{self.path}', row {row}: the tile is of no product of '{name}'; pack again.")
             products[name] = known[chosen]
+        batch = buffers.batch(products)
         for name, found in products.items():
             if (found < 0).any():
+                found[~batch[name].valid.flatten(1).any(dim=1).numpy()] = 0  # of a tile without a pixel, any would do
+            if (found < 0).any():
                 self._without_statistics(name, rows, found, kinds)
-        return buffers.batch(products)
+        return batch
 
     def tile_id(self, row: int) -> str:
         """The name of a tile."""

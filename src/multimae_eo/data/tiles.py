@@ -49,7 +49,7 @@ def find(root: str | os.PathLike[str]) -> tuple[Path, str]:
         raise DataError(f"'{root}' is no folder; expected one that holds NAME.h5 or NAME_pack.json and its side files.")
     for below in ("", "*/"):
         files = sorted(p for end in (HDF5, INDEX) for p in root.glob(f"{below}*{end}"))
-        files = [p for p in files if not p.parent.name.startswith(".")]
+        files = [p for p in files if not below or not p.parent.name.startswith(".")]
         if len(files) == 1:
             return files[0].parent, files[0].name.removesuffix(INDEX).removesuffix(HDF5)
         if files:

@@ -9,17 +9,19 @@ import torch
 
 from multimae_eo.config import TaskName
 from multimae_eo.data.labelled import SPLITS, Label, Sample, SplitName, check_class, check_ids, check_mask
+from multimae_eo.data.layout import MODALITY_OF
 from multimae_eo.data.own_data import (
     SKIPPED,
     as_values,
     band_statistics,
+    check_units,
     describe,
     evenly,
     named_channels,
     regression_labels,
 )
 from multimae_eo.errors import DataError, UnknownNameError
-from multimae_eo.modalities import canonical_band
+from multimae_eo.modalities import Categorical, canonical_band
 
 
 class Items(Protocol):
@@ -41,7 +43,8 @@ class TorchSource:
     classes: their names in the order of their indices; none for regression. unit: of a regression's labels.
     products: the package's products whose units the images have, such as ("L2A",). ignore: values of masks that are no
         label. statistics: {band: (mean, standard deviation)}; measured on the training split if not given.
-    Raises ConfigError for options that contradict each other, DataError for an empty split.
+    Raises ConfigError for options that contradict each other, DataError for an empty split, and where numbers cannot be
+    of `products`, or are no class of a map of classes among the bands.
     """
 
     def __init__(
@@ -73,6 +76,17 @@ class TorchSource:
             for split in SPLITS
         }
         check_ids(self.ids, f"'{name}'")
+        # Without a product of the package's, numbers may have any unit; codes of classes mean one thing only.
+        known = [b for b in read_bands if products or isinstance(MODALITY_OF.get(b), Categorical)]
+        places = [read_bands.index(band) for band in known]
+
+        def pixels(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
+            values, valid = self._pixels(sample_id)
+            return values[places], valid[places]
+
+        if known:
+            remedies = {"reflectance": "Multiply them by 10000."}
+            check_units(self.ids["train"], pixels, known, f"'{name}'", remedies=remedies)
 
     def read(self, sample_id: str) -> Sample:
         """One image with its label; 0 where an image is invalid. Raises DataError."""

@@ -19,7 +19,7 @@ from multimae_eo.data.layout import ADDRESSES, ARRAYS
 from multimae_eo.data.layout import SPLITS as TILE_SPLITS
 from multimae_eo.data.packed import TILES, checksum, read_index, shard_name
 from multimae_eo.data.tiles import HDF5, INDEX, find, read_json
-from multimae_eo.errors import DataError
+from multimae_eo.errors import DataError, shown
 from multimae_eo.whole import written
 
 PRODUCTS = tuple(ADDRESSES["B04"])  # of Sentinel-2
@@ -109,10 +109,12 @@ def _of_tiles(folder: Path, name: str) -> Iterator[Piece]:
     if not number:
         raise DataError(f"'{path}' holds no tiles: none of the arrays {', '.join(ARRAYS)}.")
     table = read_json(folder, name, "splits")
-    named = {row for split in TILE_SPLITS for row in (table.get(split, []) if isinstance(table, dict) else [])}
-    beyond = sorted(row for row in named if not (isinstance(row, int) and 0 <= row < number))
-    if beyond:
-        raise DataError(f"'{folder / name}_splits.json' names row {beyond[0]}, but '{path}' has {number} rows.")
+    named = [table.get(split, []) for split in TILE_SPLITS] if isinstance(table, dict) else []
+    if not named or not all(isinstance(rows, list) for rows in named):
+        raise DataError(f"'{folder / name}_splits.json': expected an object with a list of rows for each split.")
+    for row in (row for rows in named for row in rows):
+        if not isinstance(row, int) or not 0 <= row < number:
+            raise DataError(f"'{folder / name}_splits.json' names row {shown(row)}, but '{path}' has {number} rows.")
     for rows in _cut(range(number)):
         yield len(rows), partial(_rows, path, arrays, rows)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from multimae_eo.data.geotiff_baseline import OFFSET
 from multimae_eo.data.geotiff_source import Grid
+from multimae_eo.data.layout import MODALITY_OF
 from multimae_eo.errors import DataError, GridError
 from multimae_eo.explain.kinds import PRODUCT, RASTERS
 from multimae_eo.explain.page import amount, block, command, facts, fed, listed, page, source_name, table
@@ -16,7 +17,7 @@ from multimae_eo.maps.finding import Found, import_extra, known_band, look, plac
 from multimae_eo.maps.grid import grids_of, is_metric
 from multimae_eo.maps.layers import Damage, Window, open_file
 from multimae_eo.maps.options import SourceOptions
-from multimae_eo.maps.scene import MODALITY_OF, SCENE_CLASSES, layer_of, misfit, offset_of, spread_windows, stated_of
+from multimae_eo.maps.scene import SCENE_CLASSES, layer_of, misfit, offset_of, spread_windows, stated_of
 from multimae_eo.modalities import BANDS, MODALITIES, REFLECTANCE
 from multimae_eo.units import looks_like
 

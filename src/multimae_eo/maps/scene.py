@@ -8,23 +8,18 @@ import numpy as np
 
 from multimae_eo.data.geotiff_baseline import OFFSET, Decision, Survey, decide, stated_baseline
 from multimae_eo.data.geotiff_source import Grid
-from multimae_eo.data.layout import SENTINEL2_CHANNELS
+from multimae_eo.data.layout import MODALITY_OF
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError
 from multimae_eo.maps.finding import Found, Place, look
 from multimae_eo.maps.grid import grid_of, overlap
 from multimae_eo.maps.layers import Band, CubeLayer, Damage, FileLayer, ItemLayer, Layer, Window
 from multimae_eo.maps.options import GridOptions, SourceOptions
-from multimae_eo.modalities import MODALITIES, REFLECTANCE, Categorical, Modality, lacks
+from multimae_eo.modalities import REFLECTANCE, Categorical, Modality, lacks
 from multimae_eo.units import EIGHT_BIT, looks_like
 
 # Sen2Cor's scene classes: no data, defective, cloud shadow, clouds of medium and high probability, cirrus.
 CLOUDS = (0, 1, 3, 8, 9, 10)
 SCENE_CLASSES = "SCL"
-# The bands of Sentinel-2 that no modality takes have the unit of those that one does.
-MODALITY_OF: Mapping[str, Modality] = {
-    **dict.fromkeys(SENTINEL2_CHANNELS, next(m for m in MODALITIES.values() if m.unit == REFLECTANCE)),
-    **{band: m for m in MODALITIES.values() for band in m.bands},
-}
 _REMEDIES = {
     "reflectance": "Set {key}.scale 10000.",
     "linear power": "Take 10 log10 of it.",
@@ -283,9 +278,9 @@ def misfit(found: Found, band: str, known: np.ndarray, guess: str) -> str:
     """In words what is wrong with numbers that look like something else than the unit or codes, and how to mend it."""
     modality, key = MODALITY_OF[band], f"--source.{found.name}"
     if isinstance(modality, Categorical):
-        strange = sorted({int(c) for c in np.unique(known)} - set(modality.codes))
+        strange = [f"{c:g}" for c in sorted({float(c) for c in np.unique(known)} - set(modality.codes))]
         return (
-            f"{band} holds codes that have no meaning here: {', '.join(map(str, strange[:8]))}; known: "
+            f"{band} holds codes that have no meaning here: {', '.join(strange[:8])}; known: "
             f"{', '.join(map(str, modality.codes))}. Say what they mean: {key}.classes "
             f"'{{{strange[0]}: {modality.codes[0]}, ...}}', 0 if nothing."
         )
