@@ -26,7 +26,7 @@ from multimae_eo.options import DataOptions, MaskOptions, ModelOptions, OptimOpt
 from multimae_eo.tasks.examples import spread
 from multimae_eo.tasks.pretrain import PretrainTask
 from multimae_eo.tasks.rows import Rows, read_rows, truncate
-from multimae_eo.tasks.run import pretrain, reconstruct
+from multimae_eo.tasks.run import build, pretrain, reconstruct
 
 COMMAND = [
     sys.executable,
@@ -208,13 +208,26 @@ def test_micro_batches_change_memory_and_not_results(world, tmp_path, weighting)
     close_runs(tmp_path / "1", tmp_path / "3")
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_devices_validate_in_as_many_batches_and_count_every_tile_once(world, tmp_path, ranks):
+    _, data = build(options(world, tmp_path / "run", data__val_tiles=5, optim__micro_batches=2))
+    counted, lengths = [], set()
+    for rank in range(ranks):
+        batches = list(data.validation_batches(rank, ranks).batch_sampler)
+        counted += [row for batch in batches[: data.counted] for _, row in batch]
+        lengths.add(len(batches))
+    assert sorted(counted) == data.rows["val"].tolist()
+    assert len(lengths) == 1
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(world, tmp_path):
-    command = [*COMMAND, "--data.root", str(world), "--data.workers", "0", "--optim.weighting", "uncertainty"]
-    command += shlex.split("--optim.steps 6 --trainer.val_every 3 --trainer.save_every 3")
+@pytest.mark.parametrize(("strategy", "val_tiles"), [("ddp", 1), ("fsdp", 5)])  # one device has fewer batches of them
+def test_two_processes_equal_one(strategy, val_tiles, world, tmp_path):
+    command = [*COMMAND, "--data.root", str(world), "--data.workers", "0", "--data.val_tiles", str(val_tiles)]
+    command += shlex.split("--optim.weighting uncertainty --optim.steps 6 --trainer.val_every 3 --trainer.save_every 3")
     for devices in (1, 2):
         extra = ["--trainer.devices", str(devices), "--out", str(tmp_path / str(devices))]
-        extra += ["--optim.micro_batches", "2"] if devices == 2 else []
+        extra += ["--optim.micro_batches", "2", "--trainer.strategy", strategy] if devices == 2 else []
         subprocess.run([*command, *extra], check=True, timeout=300)
     close_runs(tmp_path / "1", tmp_path / "2")
 

@@ -223,10 +223,15 @@ class PretrainData(lightning.LightningDataModule):
         return self.validation_batches(trainer.global_rank, trainer.world_size)
 
     def validation_batches(self, rank: int = 0, ranks: int = 1) -> Loader[Examples]:
-        """The validation examples of one device, in batches; the same at every call."""
-        rows = self.rows["val"][rank::ranks].tolist()
+        """The validation examples of one device, in batches; the same at every call.
+
+        Devices work together, so each has as many batches as the first; only so many as `counted` are to be counted.
+        """
+        val = self.rows["val"]
+        own, first = val[rank::ranks].tolist(), val[::ranks].tolist()
         size = max(1, self.options.optim.batch_size // self.options.optim.micro_batches // ranks)
-        batches = [[(0, row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
+        self.counted = -(-len(own) // size)
+        batches = [[(0, row) for row in own[i : i + size] or first[i : i + size]] for i in range(0, len(first), size)]
         return self._loader(VALIDATE, batches)
 
     def training_batches(self) -> Loader[Examples]:

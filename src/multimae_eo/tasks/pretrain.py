@@ -76,15 +76,8 @@ class PretrainTask(SteppedTask):
     @property
     def metric_names(self) -> list[str]:
         """The columns of metrics.csv."""
-        train = [
-            "train/loss",
-            *(f"train/{n}" for n in self.names),
-            "train/lr",
-            "train/grad_norm",
-            "train/skipped",
-            "train/unread",
-        ]
-        return [*train, "val/loss", *(f"val/{n}" for n in self.names), "val/unread"]
+        train = ("loss", *self.names, "lr", "grad_norm", "skipped", "unread")
+        return [*(f"train/{n}" for n in train), *(f"val/{n}" for n in ("loss", *self.names, "unread"))]
 
     def configure_model(self) -> None:
         if self.sharded and not is_sharded(self.model):
@@ -220,11 +213,13 @@ class PretrainTask(SteppedTask):
         for logger in self.loggers:
             logger.log_metrics(values, step=step)
 
-    def validation_step(self, examples: Examples, _: int) -> None:
+    def validation_step(self, examples: Examples, index: int) -> None:
         batch, mask = self.prepare(examples)
-        predicted = self.model(batch, mask)
-        self._unread.append(examples.unread.sum())
-        self._validation.append(reconstruction_losses(self.model, predicted, batch, mask))
+        found = reconstruction_losses(self.model, self.model(batch, mask), batch, mask)
+        data: PretrainData = self.trainer.datamodule  # type: ignore[attr-defined]
+        counted = index < data.counted
+        self._unread.append(examples.unread.sum() * counted)
+        self._validation.append(found if counted else ViewLosses(*map(torch.zeros_like, found)))
 
     def on_validation_epoch_end(self) -> None:
         total, samples = (torch.stack(part).sum(dim=0) for part in zip(*self._validation, strict=True))
