@@ -25,7 +25,7 @@ from worlds import write_world  # noqa: E402
 
 from multimae_eo import MultiMAE, checkpoint, reference, sized  # noqa: E402
 from multimae_eo.config import MOST_PARAMETERS, SIZES, num_parameters  # noqa: E402
-from multimae_eo.data import inert_pickle  # noqa: E402
+from multimae_eo.data import hdf5, inert_pickle  # noqa: E402
 from multimae_eo.data.mmearth import MMEarth  # noqa: E402
 from multimae_eo.data.packed import Packed  # noqa: E402
 from multimae_eo.data.packing import pack  # noqa: E402
@@ -321,6 +321,17 @@ def test_a_chunk_that_inflates_to_more_than_it_is(chunks, tmp_path):
         made.id.write_direct_chunk((0, 0), zeros(BOMB))
     with bounded(100), pytest.raises(DataError, match="more than 128 bytes"):
         opened(tmp_path, "m-eurosat").read(sample_id)
+
+
+def test_a_chunk_among_many_that_inflates_to_more_than_it_is(tmp_path):
+    numbers = np.random.default_rng(0).random((3000, 2)).astype(np.float32)
+    with h5py.File(tmp_path / "many.h5", "w") as file:
+        made = file.create_dataset("lat", data=numbers, chunks=(1, 2), compression="gzip")
+        assert np.array_equal(hdf5.read(made), numbers)
+        assert np.array_equal(hdf5.read(made, (slice(7, 2999), slice(1, 2))), numbers[7:2999, 1:])
+        made.id.write_direct_chunk((1500, 0), zeros(BOMB))
+        with bounded(100), pytest.raises(OSError, match="the chunk holds more than 8 bytes"):
+            hdf5.read(made)
 
 
 SHAPES = {

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import h5py
+import numpy as np
 from isal import igzip_lib
 
 from multimae_eo.errors import DataError, UnreadError
@@ -92,9 +93,16 @@ def size_of(dataset: h5py.Dataset, shape: tuple[int, ...]) -> int:
 def read(dataset: h5py.Dataset, part: tuple[slice, ...] | None = None) -> Any:
     """What `dataset[part]` gives, all of it by default; raises OSError where it claims or inflates to too much."""
     part = part or tuple(slice(0, length) for length in dataset.shape)
-    size_of(dataset, tuple(len(range(*s.indices(n))) for s, n in zip(part, dataset.shape, strict=True)))
+    shape = tuple(len(range(*s.indices(n))) for s, n in zip(part, dataset.shape, strict=True))
+    size_of(dataset, shape)
     _check_chunks(dataset, part)
-    return dataset[part]
+    step = _MANY * dataset.chunks[0] if dataset.chunks else 0
+    if not step or shape[0] <= step or part[0].step not in (None, 1):
+        return dataset[part]
+    whole, first = np.empty(shape, dataset.dtype), part[0].indices(len(dataset))[0]
+    for row in range(0, shape[0], step):  # HDF5 takes several kB of memory for each chunk of a read
+        whole[row : row + step] = dataset[slice(first + row, first + min(row + step, shape[0])), *part[1:]]
+    return whole
 
 
 def _check_chunks(dataset: h5py.Dataset, part: tuple[slice, ...]) -> None:
