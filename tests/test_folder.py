@@ -375,3 +375,20 @@ def test_a_scale_is_stated_for_what_no_scale_is_given(tmp_path: Path):
     with rasterio.open(tmp_path / "a.tif", "r+") as file:
         file.scales = (1.0, 1.0, 0.1)
     fails(tmp_path, "states that a value is 0.1 x number + 0 (channel 3)", bands=["B02", "-", "dem"], scale=2.0)
+
+
+def test_the_offset_of_baseline_04(tmp_path: Path):
+    make(tmp_path, {})
+    for seed, name in enumerate(n for names in IMAGES.values() for n in names):
+        write(tmp_path / name, np.random.default_rng(seed).integers(1050, 5000, (4, *SIZE)).astype(np.uint16))
+    bands = ["B02", "B03", "B04", "B08"]
+    fails(tmp_path, "carry the +1000", "Set offset: 1000", bands=bands, product="L2A", error=ConfigError)
+    carried = source(tmp_path, bands=bands, product="L2A", offset=0)
+    taken = source(tmp_path, bands=bands, product="L2A", offset=1000)
+    own = source(tmp_path, bands=bands)  # statistics of its own
+    assert np.array_equal(taken.read("a.tif").values, carried.read("a.tif").values - 1000)
+    assert np.array_equal(own.read("a.tif").values, carried.read("a.tif").values)
+    assert len({carried.fingerprint(), taken.fingerprint()}) == 2
+    write(tmp_path / "a.tif", np.full((4, *SIZE), 900, np.uint16))
+    read = source(tmp_path, bands=[*bands[:3], "dem"], product="L2A", offset=1000).read("a.tif")
+    assert (read.values[:, 0, 0].tolist(), read.valid.all()) == ([1, 1, 1, 900], True)

@@ -21,6 +21,8 @@ class FolderOptions:
         product: the package's product whose units the files have, such as L2A; none: units of their own.
         nodata: value of pixels that were not measured; default: what the files say.
         scale: factor from the files' numbers to the units of the product.
+        offset: taken off reflectance x 10000: 1000 for images of processing baseline 04, as ESA delivers them since
+            2022; default: nothing, and an error where they carry it although a product is named.
         ignore: values of a mask that are no class.
         unit: of the labels of a regression.
     """
@@ -32,6 +34,7 @@ class FolderOptions:
     product: str | None = None
     nodata: float | None = None
     scale: float = 1.0
+    offset: float | None = None
     ignore: list[int] = field(default_factory=list)
     unit: str = ""
 

@@ -15,6 +15,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
 from multimae_eo.config import TaskName
+from multimae_eo.data.geotiff_baseline import OFFSET, Survey, decide
 from multimae_eo.data.geotiff_source import check_stated, open_raster
 from multimae_eo.data.labelled import SPLITS, Label, Sample, SplitName, check_class, check_ids, check_mask
 from multimae_eo.data.layout import MODALITY_OF, SENTINEL2_CHANNELS
@@ -53,11 +54,13 @@ class GeoTIFFFolder:
         regression). Where there is none, masks lie in <split>/masks under the names of the images in <split>/images.
     bands: what the channels of the images are, in their order; "-" leaves one out.
     classes: their names in the order of their indices; none for regression. unit: of a regression's labels.
-    product: the package's product whose units the files have once multiplied by `scale`, such as "L2A".
+    product: the package's product whose units the files have once multiplied by `scale`, such as "L2A". offset: taken
+        off reflectance x 10000 after that: 1000 for images of processing baseline 04. By default nothing is.
     nodata: value of an image that was not measured, instead of what the files say; where they say nothing, 0 in bands
         of Sentinel-2. ignore: values of masks that are no label. name: of the data set; the folder's by default.
         allow_leaks: an image may be in two splits.
-    Raises ConfigError for options that contradict each other, DataError for a table or files that cannot be used, and
+    Raises ConfigError for options that contradict each other, and where a product is named, no offset, and the values
+    carry one; DataError for a table or files that cannot be used, and
     for numbers that cannot be reflectance x 10000, dB or m, which maps would refuse.
     """
 
@@ -72,6 +75,7 @@ class GeoTIFFFolder:
         product: str | None = None,
         nodata: float | None = None,
         scale: float = 1.0,
+        offset: float | None = None,
         ignore: int | Sequence[int] | None = None,
         unit: str = "",
         name: str | None = None,
@@ -82,7 +86,7 @@ class GeoTIFFFolder:
             raise DataError(f"'{self.root}' is no folder; expected the one that holds the images.")
         if not math.isfinite(scale) or scale <= 0:
             raise ConfigError(f"scale is {scale}; expected a positive number.")
-        self._names, self._nodata, self._scale = tuple(bands), nodata, scale
+        self._names, self._nodata, self._scale, self._offset = tuple(bands), nodata, scale, offset or 0.0
         self._channels, read_bands = named_channels(bands)
         self._scales = _scales(read_bands, scale)
         self._ignore = as_values(ignore)
@@ -104,7 +108,19 @@ class GeoTIFFFolder:
         self.ids: Mapping[SplitName, tuple[str, ...]] = {split: tuple(rows) for split, rows in ids.items()}
         check_ids(self.ids, f"'{self.table if self.table.is_file() else self.root}'", allow_leaks=allow_leaks)
         remedies = {"reflectance": "Set scale: 10000."}
-        check_units(self.ids["train"], self._image, self.about.bands, f"'{self.root}'", remedies=remedies)
+        seen = check_units(self.ids["train"], self._image, self.about.bands, f"'{self.root}'", remedies=remedies)
+        if product is not None and offset is None:
+            self._check_offset(product, {b: v for b, v in seen.items() if b in SENTINEL2_CHANNELS and v.size})
+
+    def _check_offset(self, product: str, seen: Mapping[str, np.ndarray]) -> None:
+        """Raise ConfigError where values of reflectance carry the offset, which a product's have not."""
+        darkest = {band: int(np.percentile(values, 1)) for band, values in seen.items()}
+        judged = decide(product, {}, Survey(darkest, 0)) if darkest else None
+        if judged is not None and judged.offset == "on":
+            raise ConfigError(
+                f"'{self.root}': the values seem to carry the +{OFFSET} of processing baseline 04, which {product} is "
+                f"without here: {judged.why}. Set offset: {OFFSET}, or offset: 0 if they do not."
+            )
 
     def _table_rows(self) -> Iterator[tuple[SplitName, str, _Row]]:
         said = "mask" if self.about.dense else "label"
@@ -159,7 +175,7 @@ class GeoTIFFFolder:
 
     def fingerprint(self) -> str:
         """Changes with the options, the table, and the size or date of any file."""
-        options = (self.about, self._names, self._nodata, self._scale, self._ignore, self.ids)
+        options = (self.about, self._names, self._nodata, self._scale, self._offset, self._ignore, self.ids)
         digest = hashlib.sha256(repr(options).encode())
         digest.update(self.table.read_bytes() if self.table.is_file() else b"")
         for sample_id, row in self._rows.items():
@@ -193,7 +209,11 @@ class GeoTIFFFolder:
             dark = [said and band in SENTINEL2_CHANNELS for said, band in zip(unsaid, self.about.bands, strict=True)]
             valid[dark] &= raw[dark] != 0
         valid &= np.isfinite(raw)
-        return np.where(valid, raw * self._scales[:, None, None], 0).astype(np.float32), valid
+        values = np.where(valid, raw * self._scales[:, None, None], 0).astype(np.float32)
+        if self._offset:  # what falls below 0 was measured all the same
+            lower = valid & np.isin(self.about.bands, SENTINEL2_CHANNELS)[:, None, None]
+            values[lower] = np.maximum(values[lower] - self._offset, 1)
+        return values, valid
 
     def _check_order(self, path: Path, descriptions: Sequence[str | None]) -> None:
         """Raise DataError where a file describes its channels as the named bands in another order."""

@@ -102,8 +102,8 @@ def check_units(
     where: str,
     *,
     remedies: Mapping[str, str],
-) -> None:
-    """Raise DataError where numbers of some images cannot be of the unit of their band, or are no known class.
+) -> dict[str, np.ndarray]:
+    """The valid numbers of some images per band; raises DataError where they cannot be of its unit, or are no class.
 
     read: as of `band_statistics`; images that it cannot read are passed by. remedies: {what numbers look like: remedy}.
     """
@@ -113,8 +113,9 @@ def check_units(
             values, valid = read(sample_id)
             for i, band in enumerate(bands):
                 seen.setdefault(band, []).append(values[i][valid[i]])
-    for band, parts in seen.items():
-        known, modality = np.concatenate(parts), MODALITY_OF.get(band)
+    judged = {band: np.concatenate(parts) for band, parts in seen.items()}
+    for band, known in judged.items():
+        modality = MODALITY_OF.get(band)
         if isinstance(modality, Categorical):
             known = known[known != 0]  # no class in any map
         guess = looks_like(modality, known) if modality is not None and known.size else None
@@ -126,6 +127,7 @@ def check_units(
             f"{where}: expected {modality.unit}{classes} in {band}, got {known.min():g} to {known.max():g}, which look "
             f"like {guess}. {remedy}"
         )
+    return judged
 
 
 def band_statistics(

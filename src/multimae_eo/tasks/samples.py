@@ -111,6 +111,7 @@ def open_source(options: LabelledOptions) -> Labelled:
         product=folder.product,
         nodata=folder.nodata,
         scale=folder.scale,
+        offset=folder.offset,
         ignore=folder.ignore,
         unit=folder.unit,
         name=options.name or None,
