@@ -77,7 +77,8 @@ class TorchSource:
         }
         check_ids(self.ids, f"'{name}'")
         # Without a product of the package's, numbers may have any unit; codes of classes mean one thing only.
-        known = [b for b in read_bands if products or isinstance(MODALITY_OF.get(b), Categorical)]
+        meant = {b: MODALITY_OF[b] for b in read_bands if b in MODALITY_OF}
+        known = [b for b, m in meant.items() if isinstance(m, Categorical) or {*products} & {*m.products}]
         places = [read_bands.index(band) for band in known]
 
         def pixels(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
