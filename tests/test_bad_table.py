@@ -416,6 +416,7 @@ def spoilt(bad: Bad, original: Path, tmp_path: Path, monkeypatch) -> tuple[Path,
     here = shutil.copytree(original, tmp_path / "here")
     bad.spoil(here)
     monkeypatch.chdir(here)
+    monkeypatch.setattr("multimae_eo.data.patience.PAUSE_S", 0.01)  # between attempts to read
     return here, listing(here)
 
 

@@ -324,6 +324,7 @@ def test_pauses_grow_and_end(monkeypatch):
     assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
 
 
+@pytest.mark.slow
 def test_a_killed_reading_process_changes_nothing(world, tmp_path, monkeypatch, capfd):
     whole = options(world, tmp_path / "whole", data__workers=2)
     pretrain(whole)
@@ -392,6 +393,7 @@ for i in range(10**9):
 """
 
 
+@pytest.mark.slow
 def test_readers_see_a_whole_checkpoint_while_it_is_written(tmp_path):
     multimae_eo.save(MultiMAE(multimae_eo.sized("demo")), tmp_path / "model")
     writer = subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path / "model")])

@@ -322,7 +322,13 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("e.tif", "int8"), ("e.tif", "float32"), ("e.zarr", "float16"), ("e.parquet", "int8")]
+    ("name", "dtype"),
+    [
+        ("e.tif", "int8"),
+        pytest.param("e.tif", "float32", marks=pytest.mark.slow),
+        ("e.zarr", "float16"),
+        ("e.parquet", "int8"),
+    ],
 )
 def test_embeddings(tmp_path, name, dtype):
     """On a grid of their own, the same numbers in every format."""

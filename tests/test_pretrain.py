@@ -28,6 +28,7 @@ from multimae_eo.tasks.pretrain import PretrainTask
 from multimae_eo.tasks.rows import Rows, read_rows, truncate
 from multimae_eo.tasks.run import build, pretrain, reconstruct
 
+slow = pytest.mark.slow
 COMMAND = [
     sys.executable,
     "-m",
@@ -71,8 +72,8 @@ def test_same_seed_same_curve_for_any_number_of_workers(world, tmp_path):
     "extra",
     [
         {},
-        {"optim__ema": 0.8, "optim__weighting": "uncertainty", "optim__clip_norm": 1.0},
-        {"model__drop_path": 0.3, "optim__steps": 9},
+        pytest.param({"optim__ema": 0.8, "optim__weighting": "uncertainty", "optim__clip_norm": 1.0}, marks=slow),
+        pytest.param({"model__drop_path": 0.3, "optim__steps": 9}, marks=slow),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_bit(world, tmp_path, extra, monkeypatch):
