@@ -315,7 +315,7 @@ def test_images_of_two_resolutions_are_refused_by_all_that_pad(encoder):
         Predictor(encoder.config, task)(read_images(given, encoder.config, units="dn"))
 
 
-def test_a_coarse_grid_reaches_over_the_edge_of_its_own_pixels_only(encoder):
+def test_a_coarse_grid_reaches_over_the_edge_of_its_own_pixels_only():
     strides = {"rgb": 1, "nir": 1, "land_cover": 4}
 
     def frame(rgb: int, nir: int, cover: int):

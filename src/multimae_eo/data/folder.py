@@ -60,8 +60,8 @@ class GeoTIFFFolder:
         of Sentinel-2. ignore: values of masks that are no label. name: of the data set; the folder's by default.
         allow_leaks: an image may be in two splits.
     Raises ConfigError for options that contradict each other, and where a product is named, no offset, and the values
-    carry one; DataError for a table or files that cannot be used, and
-    for numbers that cannot be reflectance x 10000, dB or m, which maps would refuse.
+    carry one; DataError for a table or files that cannot be used, and for numbers that cannot be reflectance x 10000,
+    dB or m, which maps would refuse. Reading raises GridError where a mask lies elsewhere than its image.
     """
 
     def __init__(

@@ -216,8 +216,7 @@ class PretrainTask(SteppedTask):
     def validation_step(self, examples: Examples, index: int) -> None:
         batch, mask = self.prepare(examples)
         found = reconstruction_losses(self.model, self.model(batch, mask), batch, mask)
-        data: PretrainData = self.trainer.datamodule  # type: ignore[attr-defined]
-        counted = index < data.counted
+        counted = index < self.trainer.datamodule.counted  # type: ignore[attr-defined]
         self._unread.append(examples.unread.sum() * counted)
         self._validation.append(found if counted else ViewLosses(*map(torch.zeros_like, found)))
 
