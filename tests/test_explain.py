@@ -10,6 +10,7 @@ from datetime import datetime
 import h5py
 import numpy as np
 import pytest
+import rasterio
 from conftest import ROOT
 from geobench_files import write_set
 from scenes import BANDS, save_model, save_predictor, smooth, write_raster, write_scene
@@ -143,6 +144,17 @@ def test_what_a_data_set_lacks(tmp_path):
     assert not (tmp_path / "tiles.png").exists()
 
 
+def test_tiles_without_a_pixel_are_no_product(tmp_path):
+    folder = write_world(tmp_path, arrays=(*PAPER_ARRAYS, "sentinel1", "canopy_height_eth"), tile_px=32)
+    with h5py.File(folder / "tiny.h5", "r+") as file:
+        for i in range(18):
+            file["sentinel1"][i] = -np.inf
+        file["canopy_height_eth"][...] = 127
+    text = flat(explain(folder))
+    assert "sar VV VH descending 8 %, ascending 8 %, none in 83 % " in text  # two of the others have none either
+    assert "canopy_height chm no: no pixel is measured in the 24 tiles that were read" in text
+
+
 def test_a_packed_copy(world, tmp_path):
     chosen = [MODALITIES[name] for name in ("rgb", "elevation")]
     folder = pack(world, tmp_path, list(read_statistics(world, chosen).values()), tiles_per_shard=40)
@@ -214,6 +226,11 @@ def test_one_geotiff(tmp_path):
     says(text, "GeoTIFF: 10 bands ", "grid EPSG:32632, 150 x 130 px of 10 x 10", "product L2A", "B08 s2.tif, 7 uint16 ")
     says(text, "numbers reflectance x 10000: 1", "+1000 the numbers do not carry it: tag PROCESSING_BASELINE")
     says(text, "feeds rgb, red_edge, swir, nir lacks")
+    with rasterio.open(tmp_path / "s2.tif", "r+") as file:
+        stored = file.read()
+        file.write(np.where(stored, stored + 1000, 0).astype(np.uint16))
+        file.scales, file.offsets = (1e-4,) * 10, (-0.1,) * 10
+    says(explain(tmp_path / "s2.tif"), "+1000 the file's numbers carry it: the offset that it states takes it off")
     says(explain(tmp_path / "dem.tif"), "numbers m: 200 to 900 in dem")
 
 

@@ -24,9 +24,9 @@ from test_hostile import Payload, bounded  # noqa: E402
 from multimae_eo.data.geotiff_source import open_raster  # noqa: E402
 from multimae_eo.errors import ConfigError, DataError  # noqa: E402
 from multimae_eo.explain.kinds import explain  # noqa: E402
-from multimae_eo.maps.finding import look, read_scene_file  # noqa: E402
+from multimae_eo.maps.finding import look  # noqa: E402
 from multimae_eo.maps.layers import Window, open_file  # noqa: E402
-from multimae_eo.maps.options import SourceOptions  # noqa: E402
+from multimae_eo.maps.options import SourceOptions, read_scene_file  # noqa: E402
 from multimae_eo.maps.scene import open_scene  # noqa: E402
 
 SECRET = 4242

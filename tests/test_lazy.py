@@ -55,6 +55,10 @@ def test_lazy_in_lazy_out_and_the_same_map(tmp_path):
     best = np.where((values == 255).all(axis=0), 255, values.argmax(axis=0))
     sure = np.sort(values, axis=0)[-1] > np.sort(values, axis=0)[-2] + 1
     assert np.array_equal(best[sure], expected[sure])
+    shares.to_netcdf(tmp_path / "shares.nc", engine="h5netcdf")
+    with xarray.open_dataset(tmp_path / "shares.nc", engine="h5netcdf") as file:
+        assert np.array_equal(file.prediction.isnull(), values == 255)
+        assert np.allclose(file.prediction.sum("band", skipna=False).values[values[0] != 255], 1, atol=0.01)
     eager = predict_dataarray(checkpoint, data.to_array("band"))
     assert (eager.values != expected).mean() < 1e-3
 
@@ -101,6 +105,7 @@ def test_impossible_data(tmp_path):
         (data.rename(B02="a", B03="b", B04="c")[["a", "b", "c"]], "no variable with the name of a band"),
         (data.to_array("variable"), "no coordinate 'band'"),
         (data[["B11"]], "too few bands"),
+        (data.assign(B04_std=data.B04), "have B04 more than once: 'B04', 'B04_std'"),
         (xarray.concat([data, data], "time"), "choose one time"),
     ):
         with pytest.raises(MultiMAEError, match=says):

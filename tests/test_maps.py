@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,18 @@ import pytest
 rasterio = pytest.importorskip("rasterio")
 
 import torch  # noqa: E402
-from scenes import BANDS, CLASSES, NORTH, WEST, save_model, save_predictor, write_raster, write_scene  # noqa: E402
+from rasterio.warp import transform_bounds  # noqa: E402
+from scenes import (  # noqa: E402
+    BANDS,
+    CLASSES,
+    NORTH,
+    WEST,
+    save_model,
+    save_predictor,
+    smooth,
+    write_raster,
+    write_scene,
+)
 
 import multimae_eo  # noqa: E402
 from multimae_eo.cli import main  # noqa: E402
@@ -165,6 +177,59 @@ def test_strips_of_other_sources_are_not_used(tmp_path, capfd, monkeypatch):
         patched.setattr(maps_run.Strips, "save", stopped_after(2))
         fails(capfd, 130)(mapped("map.tif"))
     scene.write_text("s2: {path: s2.tif, offset: 'on'}\ndem: dem.tif\n")
+    main(mapped("map.tif"))
+    main(mapped("fresh.tif"))
+    assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "fresh.tif").read_bytes()
+
+
+def test_strips_of_other_names_are_not_used(tmp_path, capfd, monkeypatch):
+    """Of files with one band the name of a source says which it is."""
+    write_scene(tmp_path)
+    checkpoint = save_predictor(tmp_path / "task", inputs=("rgb", "elevation"))
+    for i in range(3):
+        write_raster(tmp_path / f"{i}.tif", read(tmp_path / "s2.tif")[0][i : i + 1])
+
+    def mapped(out, *files):
+        sources = {band: tmp_path / f"{i}.tif" for band, i in zip(("B02", "B03", "B04"), files, strict=True)}
+        more = [
+            word for band in sources for word in (f"--source.{band}.product", "L2A", f"--source.{band}.offset", "off")
+        ]
+        return arguments("predict", checkpoint, {**sources, "dem": tmp_path / "dem.tif"}, tmp_path / out, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maps_run.Strips, "save", stopped_after(2))
+        fails(capfd, 130)(mapped("map.tif", 0, 1, 2))
+    main(mapped("map.tif", 2, 1, 0))
+    main(mapped("fresh.tif", 2, 1, 0))
+    assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "fresh.tif").read_bytes()
+
+
+def test_strips_of_assets_that_changed_are_not_used(tmp_path, capfd, monkeypatch):
+    pystac = pytest.importorskip("pystac")
+    pytest.importorskip("odc.stac")
+    write_scene(tmp_path)
+    checkpoint = save_predictor(tmp_path / "task", inputs=("rgb",))
+    west, south, east, north = transform_bounds("EPSG:32632", "EPSG:4326", WEST, NORTH - 1300, WEST + 1500, NORTH)
+    corners = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    shape, about = {"type": "Polygon", "coordinates": [corners]}, {"proj:epsg": 32632}
+    item = pystac.Item("tile", shape, [west, south, east, north], datetime(2023, 6, 1), about, collection="l2a")
+    for band in ("B02", "B03", "B04"):
+        item.add_asset(band, pystac.Asset(f"./{band}.tif"))
+    (tmp_path / "item.json").write_text(json.dumps(item.to_dict()))
+
+    def assets(first):
+        for i, band in enumerate(("B02", "B03", "B04")):
+            write_raster(tmp_path / f"{band}.tif", read(tmp_path / "s2.tif")[0][[first + i]], nodata=0)
+
+    def mapped(out):
+        more = ["--source.s2.product", "L2A", "--source.s2.offset", "off"]
+        return arguments("predict", checkpoint, {"s2": tmp_path / "item.json"}, tmp_path / out, *more)
+
+    assets(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(maps_run.Strips, "save", stopped_after(2))
+        fails(capfd, 130)(mapped("map.tif"))
+    assets(5)
     main(mapped("map.tif"))
     main(mapped("fresh.tif"))
     assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "fresh.tif").read_bytes()
@@ -441,6 +506,44 @@ def test_gaps_are_filled_and_known_values_stay(tmp_path):
         assert file.descriptions[:3] == ("B04", "B03", "B02")
     assert np.array_equal(image[0, 20:], read(sources["s2"])[0][BANDS.index("B04"), 20:])
     assert np.isfinite(image).all()
+
+
+def test_what_a_scene_has_of_the_bands_of_a_target_stays(tmp_path):
+    sources, out, model = write_scene(tmp_path), tmp_path / "out.tif", save_model(tmp_path / "model")
+    some = [b for b in BANDS if b != "B03"]
+    stored = read(sources["s2"])[0][[BANDS.index(b) for b in some]]
+    write_raster(tmp_path / "s2.tif", stored, some, tags={"PRODUCT": "L2A", "PROCESSING_BASELINE": "02.14"})
+    main(arguments("fill", model, sources, out, "--target", "rgb", "--masks", "2"))
+    red, green, blue, *spread = read(out)[0]
+    assert np.array_equal(red[20:], stored[some.index("B04"), 20:])
+    assert np.array_equal(blue[20:], stored[some.index("B02"), 20:])
+    assert np.isfinite(green).all()
+    assert (spread[1][20:] > 0).all()
+    assert not spread[0][20:].any()
+
+
+def test_an_anchor_is_used_and_read_to_its_end(tmp_path, capfd):
+    sources, out = write_scene(tmp_path), tmp_path / "out.tif"
+    model, only = save_model(tmp_path / "model", targets=("elevation", "rgb")), {"s2": sources["s2"]}
+    anchor = ["--target", "elevation", "--masks", "2", "--anchor", sources["dem"]]
+    fails(capfd, 2, "'elevation' is predicted in its unit and takes none")(arguments("fill", model, only, out, *anchor))
+    assert not out.exists()
+    relative, path = save_model(tmp_path / "relative"), Path(sources["dem"])
+    write_raster(path, read(path)[0], tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+    spoil(path)
+    fails(capfd, 3, "is written", "dem.tif' could not be read")(arguments("fill", relative, only, out, *anchor))
+
+
+def test_no_embedding_where_no_token_is_valid(tmp_path):
+    """Two of three bands are enough for a modality, and leave no room for gaps."""
+    model, image = save_model(tmp_path / "model"), smooth((2, 64, 69)).astype(np.uint16)
+    path = write_raster(tmp_path / "two.tif", image, ("B04", "B03"), tags={"PRODUCT": "L2A"})
+    more = ["--source.s2.offset", "off", "--dtype", "float32", "--preview", "false"]
+    main(arguments("embed", model, {"s2": path}, tmp_path / "e.tif", *more))
+    found = read(tmp_path / "e.tif")[0]
+    assert np.isnan(found[:, :, -1]).all()  # 5 of its 8 columns of pixels are there
+    assert np.isfinite(found[:, :, :-1]).all()
+    assert (np.abs(found[:, :, :-1]).sum(axis=0) > 0).all()
 
 
 def test_a_scene_can_be_a_second_word(tmp_path):

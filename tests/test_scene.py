@@ -16,9 +16,9 @@ from rasterio.warp import transform as warp_points  # noqa: E402
 from scenes import BANDS, CRS, NORTH, WEST, smooth, write_raster, write_scene  # noqa: E402
 
 from multimae_eo.errors import ConfigError, DataError, GridError, UnknownNameError  # noqa: E402
-from multimae_eo.maps.finding import look, read_scene_file  # noqa: E402
+from multimae_eo.maps.finding import look  # noqa: E402
 from multimae_eo.maps.layers import Window, pieces  # noqa: E402
-from multimae_eo.maps.options import GridOptions, SourceOptions  # noqa: E402
+from multimae_eo.maps.options import GridOptions, SourceOptions, read_scene_file  # noqa: E402
 from multimae_eo.maps.scene import open_scene  # noqa: E402
 
 
@@ -242,6 +242,43 @@ def test_a_stac_item_is_read_with_odc_stac(tmp_path):
     assert np.array_equal(values, field[:, 10:40, 20:60].astype(int) - 1000)
     assert valid.all()
     assert np.array_equal(open_scene({"s2": item}, ("B04",)).read(Window(10, 20, 30, 40))[0], values[:1])
+    beyond, there = scene.read(Window(-10, 80, 30, 40))
+    assert there[:, 10:, :20].all()
+    assert there.sum() == 2 * 20 * 20
+    assert not beyond[~there].any()
+
+
+WAYS = {
+    "asset": lambda numbers: numbers,
+    "asset, with a prefix": lambda numbers: {f"raster:{k}": v for k, v in numbers.items()},
+    "its band": lambda numbers: {"bands": [{"name": "dem", **{f"raster:{k}": v for k, v in numbers.items()}}]},
+    "raster:bands": lambda numbers: {"raster:bands": [numbers]},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_that_a_stac_item_states(tmp_path, way):
+    pystac = pytest.importorskip("pystac")
+    pytest.importorskip("odc.stac")
+    item = pystac.Item("tile", None, None, datetime(2023, 6, 1), {})
+    fields = WAYS[way]({"nodata": -9999, "scale": 0.1, "offset": 5})
+    item.add_asset("dem", pystac.Asset("https://nowhere.invalid/dem.tif", extra_fields=fields))
+    (tmp_path / "item.json").write_text(json.dumps(item.to_dict()))
+    place = look("dem", SourceOptions(str(tmp_path / "item.json"))).places["dem"]
+    assert (place.nodata, place.scale, place.offset) == (-9999, 0.1, 5)
+
+
+def test_assets_in_several_resolutions(tmp_path):
+    pystac = pytest.importorskip("pystac")
+    pytest.importorskip("odc.stac")
+    about = {"platform": "sentinel-2a", "processing:version": "05.11"}
+    item = pystac.Item("tile", None, None, datetime(2023, 6, 1), about)
+    for name in ("B04_60m", "B04_10m", "SCL_60m", "SCL_20m"):
+        pixel = int(name[-3:-1])
+        item.add_asset(name, pystac.Asset(f"https://nowhere.invalid/{name}.jp2", extra_fields={"gsd": pixel}))
+    found = look("s2", SourceOptions("item"), item)
+    assert {band: place.where for band, place in found.places.items()} == {"B04": "B04_10m", "SCL": "SCL_20m"}
+    assert found.tags["processing_baseline"] == "05.11"
 
 
 def test_pictures_of_a_stac_item_are_no_bands(tmp_path):
@@ -435,6 +472,61 @@ def test_the_mask_of_a_file_counts(tmp_path, pixel):
     first = int(20 * pixel / 10)
     assert valid[:, 1 : first - 2, 1:-1].all()
     assert not valid[:, first + 2 :].any()
+
+
+@pytest.mark.parametrize("pixel", [10.0, 20.0, 11.0])
+@pytest.mark.parametrize("missing", [None, 0, 7777])
+def test_each_band_has_its_own_no_data(tmp_path, pixel, missing):
+    stored = np.full((2, 60, 60), 2000, np.uint16)
+    stored[0, :, 30:] = missing or 0
+    path = write_raster(tmp_path / "s2.tif", stored, ("B04", "B08"), pixel=pixel, nodata=missing)
+    like = write_raster(tmp_path / "like.tif", np.zeros((1, 120, 120), np.uint8))
+    options = SourceOptions(str(path), offset="off", product="L2A")
+    values, valid = whole(opened({"s2": options}, ("B04", "B08"), GridOptions(like=like)))
+    assert set(np.unique(values[0])) == {0, 2000}
+    edge = round(30 * pixel / 10)
+    assert valid[0, :60, : edge - 1].all()
+    assert not valid[0, :, edge + 1 :].any()
+    assert valid[1, :60, :60].all()
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, -1000.0), (1e-4, -0.1)])
+@pytest.mark.parametrize("darkest", [1050, 2200])
+def test_an_offset_that_a_file_states_is_taken_off_once(tmp_path, scale, offset, darkest):
+    stored = smooth((4, 60, 60), low=darkest, high=4000).astype(np.uint16)
+    bands = ("B02", "B03", "B04", "B08")
+    path = write_raster(tmp_path / "s2.tif", stored, bands, tags={"PROCESSING_BASELINE": "05.09"})
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (scale,) * 4, (offset,) * 4
+    for said, taken in (("auto", 1000), ("on", 1000), ("off", 0)):
+        scene = opened({"s2": SourceOptions(str(path), offset=said, product="L2A")}, bands)
+        assert np.allclose(whole(scene)[0], stored.astype(float) - taken, atol=0.01)
+
+
+def test_a_mask_that_leaves_nothing_is_named(tmp_path):
+    paths = write_scene(tmp_path)
+    clear = np.zeros((1, 130, 150), np.uint8)
+    clear[0, :5] = 1
+    write_raster(tmp_path / "clouds.tif", clear, nodata=0)  # clear is no data: nothing is known to be clear
+    options = SourceOptions(paths["s2"], mask=str(tmp_path / "clouds.tif"), masked=[1])
+    assert "leaves no pixel" in opened({"s2": options}).notes[0]
+    write_raster(tmp_path / "clouds.tif", clear)
+    assert not opened({"s2": options}).notes
+
+
+def test_images_across_the_180th_meridian(tmp_path):
+    field = smooth((1, 60, 60)).astype(np.uint16)
+    degrees = {"crs": "EPSG:4326", "transform": from_origin(179.9975, -17, 1e-4, 1e-4)}
+    path = write_raster(tmp_path / "B04.tif", field, **degrees)
+    options = {"B04": SourceOptions(str(path), offset="off", product="L2A")}
+    with pytest.raises(GridError, match=r"beyond the 180th meridian.*gdalwarp -t_srs EPSG:32701"):
+        opened(options, ("B04",))
+    metres = {"crs": "EPSG:3857", "transform": from_origin(20_037_400, -1_900_000, 10, 10)}
+    write_raster(path, field, **metres)
+    with pytest.raises(GridError, match=r"beyond the 180th meridian.*EPSG:327(01|60)"):
+        opened(options, ("B04",))
+    write_raster(path, field, crs="EPSG:4326", transform=from_origin(179.9, -17, 1e-4, 1e-4))
+    assert whole(opened(options, ("B04",)))[1].mean() > 0.9
 
 
 def test_metres_of_mercator_are_none(tmp_path):

@@ -15,7 +15,7 @@ import lightning.pytorch as lightning
 import torch
 import torch.nn.functional as F
 from show import ACCURACIES, Question
-from study import PAPER, Arm
+from study import LONG, PAPER, Arm
 from torch import Tensor, nn
 
 from multimae_eo.config import ModelConfig
@@ -152,6 +152,16 @@ QUESTION = Question(
     confirmed=("all four",),
     measures=ACCURACIES,
 )
+# Whether they show where the model has learned more; asked after the first had been screened.
+LONGER = Question(
+    name="faults_longer",
+    title="Faults put back, four times the steps",
+    base=LONG,
+    arms=(Arm("all four", {"faults": list(FAULTS), **LONG.changes}),),
+    confirmed=("all four",),
+    measures=ACCURACIES,
+)
 
 if __name__ == "__main__":
     QUESTION.answer(__doc__)
+    LONGER.answer(__doc__)

@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -144,8 +144,9 @@ def restricted() -> Iterator[None]:
         set_loader("yaml", _load_yaml, (YAMLError,))
 
 
-def build_parser() -> Parser:
-    """The parser of all commands."""
+def build_parser(arguments: Collection[str] = ()) -> Parser:
+    """The parser of all commands; where arguments name some, the others have no options, which takes a while."""
+    named = {argument for argument in arguments if argument in ALL} or set(ALL)
     parser = Parser(
         prog="multimae-eo", allow_abbrev=False, description="Multi-modal masked autoencoders for Earth observation."
     )
@@ -154,7 +155,8 @@ def build_parser() -> Parser:
     for name, (options, _) in ALL.items():
         command = Parser(allow_abbrev=False, description=(options.__doc__ or "").split("\n")[0])
         command.add_argument("--config", action="config", help="a YAML file with any of the options below")
-        command.add_class_arguments(options, None, as_positional=True)
+        if name in named:
+            command.add_class_arguments(options, None, as_positional=True)
         commands.add_subcommand(name, command, help=(options.__doc__ or "").split("\n")[0])
     return parser
 
@@ -190,7 +192,7 @@ def as_parsed(arguments: list[str]) -> list[str]:
 def parse(arguments: list[str]) -> tuple[str, Namespace]:
     """The command and its options; exits with 2 where they make no sense."""
     with restricted():
-        parser = build_parser()
+        parser = build_parser(arguments)
         try:
             parsed = parser.parse_args(as_parsed(arguments))
             chosen: Namespace = parser.instantiate(parsed)[parsed.subcommand]

@@ -112,6 +112,11 @@ class Seen(NamedTuple):
         mean = tokens.masked_fill(~valid, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
         return mean.transpose(1, 2).unflatten(2, self.layout.grid)
 
+    def anything(self) -> Bool[Tensor, "b rows columns"]:
+        """Whether any modality has a valid token at a patch."""
+        valid = self.valid[:, : math.prod(self.layout.shape)].unflatten(1, self.layout.shape)
+        return valid.any(dim=1).unflatten(1, self.layout.grid)
+
 
 class Encoder(nn.Module):
     """A ViT over the tokens of any subset of the modalities, followed by global tokens; no final norm.

@@ -215,9 +215,12 @@ def _tell_numbers(one: Study, sample: dict[str, np.ndarray]) -> None:
 def _tell_offset(one: Study, optical: dict[str, np.ndarray]) -> None:
     """Whether values of reflectance x 10000 carry the +1000 of processing baseline 04, judged as a map would."""
     decision = offset_of(one.found, optical)
+    stated = any(stated_of(one.found, band)[1] for band in optical)
     said = {
         "on": f"the numbers carry it, and it is taken off: {decision.why}",
-        "off": f"the numbers do not carry it: {decision.why}",
+        "off": "the file's numbers carry it: the offset that it states takes it off"
+        if stated
+        else f"the numbers do not carry it: {decision.why}",
         "undecided": f"cannot be told: {decision.why}. Say {one.key}.offset on (as ESA delivers since 2022) or off",
     }
     one.told.append((f"+{OFFSET}", said[decision.offset]))

@@ -65,9 +65,14 @@ def _products(folder: Path, modality: Modality) -> str:
     own = read_statistics(folder, [modality])[modality.name]
     tiles = open_tiles(folder, [own])
     rows = np.unique(np.linspace(0, tiles.length - 1, min(tiles.length, READ)).astype(int))
-    found = Counter(tiles.read(rows.tolist())[modality.name].product.tolist())
+    raster = tiles.read(rows.tolist())[modality.name]
     tiles.close()
+    there = raster.valid.flatten(1).any(dim=1)
+    found = Counter(raster.product[there].tolist())
     shares = {own.products[i]: 100 * n / len(rows) for i, n in sorted(found.items())}
+    shares |= {"none in": 100 - 100 * int(there.sum()) / len(rows)} if not there.all() else {}
+    if not there.any():
+        raise DataError(f"no pixel is measured in the {len(rows)} tiles that were read")
     return ", ".join(product + (f" {part:.0f} %" if part < 100 else "") for product, part in shares.items())
 
 

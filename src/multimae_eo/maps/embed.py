@@ -12,6 +12,8 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from multimae_eo import checkpoint
@@ -26,6 +28,7 @@ from multimae_eo.maps.options import EmbedOptions
 from multimae_eo.maps.run import Encode, about, map_scene, prepared, sources_of
 from multimae_eo.maps.scene import Scene, open_scene
 from multimae_eo.maps.writing import Layout, Strips, blocks, write_cog
+from multimae_eo.raster import Batch
 from multimae_eo.visualize import MISSING
 
 LARGEST = 127  # of int8; -128 is no data
@@ -104,9 +107,13 @@ def load(directory: Path) -> tuple[Encoder, TaskConfig | None]:
 
 
 def embedding(encoder: Encoder) -> Work:
-    """The encoder as a function of tiles: per patch the mean over the modalities that have a valid token there."""
+    """The encoder as a function of tiles: per patch the mean over the modalities with a valid token there, else NaN."""
 
-    return lambda batch, _: encoder.see(batch).places()
+    def work(batch: Batch, _: object) -> Tensor:
+        seen = encoder.see(batch)
+        return seen.places().masked_fill(~seen.anything()[:, None], torch.nan)
+
+    return work
 
 
 def coarser(grid: Grid, cell: int) -> Grid:

@@ -44,12 +44,12 @@ def fill_scene(options: FillOptions) -> Path:
         sources, wanted = sources_of(options, config.modalities), bands_of(config.input_modalities, config.modalities)
         scene = open_scene(sources, [*wanted, *(b for b in target.bands if b not in wanted)], options.grid)
         known = None
-        if set(target.bands) <= set(scene.bands):
+        if set(target.bands) & set(scene.bands):
             known = open_scene(sources, target.bands, scene.grid)  # files of its own, for another thread
         feed = feed_of(scene.bands, scene.product_of, config, None)
         if set(feed.modalities) <= {target.name}:
             raise ConfigError(f"the scene has nothing but {target.name} to fill it in from; add a source.")
-        anchor = open_anchor(options.anchor, target, scene) if options.anchor is not None else None
+        anchor = open_anchor(options.anchor, view, target, scene) if options.anchor is not None else None
         filling = Filling(
             model.to(device_of(options.tiles.device)), view, options, product_for(target, scene, feed), known, anchor
         )
@@ -79,19 +79,29 @@ def view_of(model: MultiMAE, target: str) -> str:
     raise UnknownNameError("target of the checkpoint", target, whole)
 
 
+def is_relative(view: str, target: Modality) -> bool:
+    """Whether a view of a target is standardised per sample, so that it knows neither level nor scale."""
+    return parse_view(view, {target.name: target}).standardize == "sample"
+
+
 def product_for(target: Modality, scene: Scene, feed: Feed) -> int:
     """The product that a target is predicted as: its own, or that of modalities of the same products."""
     alike = [feed.products[n] for n, m in feed.modalities.items() if m.products == target.products]
     return alike[0] if alike else product_index(scene.product_of, target, None)
 
 
-def open_anchor(path: Path, target: Modality, scene: Scene) -> "Anchor":
-    """A coarse raster of the target on the scene's grid; raises ConfigError where its bands do not fit."""
+def open_anchor(path: Path, view: str, target: Modality, scene: Scene) -> "Anchor":
+    """A coarse raster of the target on the scene's grid; raises ConfigError where its bands or the view do not fit."""
+    if not is_relative(view, target):
+        raise ConfigError(
+            f"anchor '{path}': '{view}' is predicted in its unit and takes none. Leave it out, or fill in a view per "
+            f"sample, {target.name}:sample, of a checkpoint that predicts one."
+        )
     with open_file(path) as dataset:
         if dataset.count != len(target.bands):
             raise ConfigError(f"anchor '{path}' has {dataset.count} bands, {target.name} has {len(target.bands)}.")
     given = {"anchor": SourceOptions(str(path), bands=list(target.bands), product=target.products[0])}
-    opened = open_scene(given, target.bands, scene.grid)
+    opened = open_scene(given, target.bands, scene.grid, scene.damage)
     return Anchor(opened, pixels_of(opened))
 
 
@@ -144,8 +154,9 @@ class Filling:
         self.decoder: Decoder = dict(model.views())[view]
         self.target = model.config.modalities[self.decoder.modality]
         self.known = known
-        self.anchor = anchor or (Anchor(known, 1) if known is not None else None)
-        self.per_sample = parse_view(view, model.config.modalities).standardize == "sample"
+        whole = known is not None and set(self.target.bands) <= set(known.bands)
+        self.anchor = anchor or (Anchor(known, 1) if known is not None and whole else None)
+        self.per_sample = is_relative(view, self.target)
         self.relative = self.per_sample and self.anchor is None
 
     @property

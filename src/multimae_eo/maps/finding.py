@@ -1,7 +1,8 @@
 """What a source holds: bands by name in a file, a folder, NetCDF, Zarr or a STAC item, and what is said of it."""
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from rasterio.enums import MaskFlags
 from multimae_eo.data.alone import check_cube
 from multimae_eo.data.geotiff_source import SKIPPED
 from multimae_eo.data.layout import SENTINEL2_CHANNELS
-from multimae_eo.documents import read_json, read_yaml
+from multimae_eo.documents import read_json
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, UnknownNameError, shown
 from multimae_eo.maps.layers import open_file
 from multimae_eo.maps.options import SourceOptions, checked
@@ -78,6 +79,10 @@ class Found:
             if day := day_in(Path(text).name):
                 return day
         return None
+
+    def path_of(self, place: str) -> str:
+        """The file or address of one of its places."""
+        return str(self.item.assets[place].get_absolute_href()) if self.item is not None else place
 
     @property
     def says(self) -> str:
@@ -300,26 +305,42 @@ def _check_href(path: Path, key: str, href: str) -> None:
 
 
 def _item(found: Found, item: Any) -> Found:
+    """Its assets by band; of a band in several resolutions the finest."""
     import_extra("odc.stac", "reads STAC items")
     found.item = item
+    finest: dict[str, float] = {}
     for key, asset in item.assets.items():
-        bands: list[dict[str, Any]] = asset.extra_fields.get("eo:bands", asset.extra_fields.get("bands", []))
-        about = bands[0] if len(bands) == 1 else {}  # several are a picture for people, like "visual"
+        about = _about(asset)
         stated = (key, about.get("name", ""), about.get("common_name", about.get("eo:common_name", "")))
-        name = next((n for s in stated if (n := known_band(s))), "SCL" if key.upper() == "SCL" else None)
-        if name and name not in found.places:
-            raster: dict[str, Any] = next(iter(asset.extra_fields.get("raster:bands", [])), {})
-            nodata = raster.get("nodata")
-            numbers = float(raster.get("scale", 1)), float(raster.get("offset", 0))
+        name = next((n for s in stated if (n := known_band(s))), None)
+        if name is None and re.fullmatch(r"SCL(_\d+m)?", key, re.IGNORECASE):
+            name = "SCL"
+        pixel = float(about.get("gsd") or about.get("raster:spatial_resolution") or 0)
+        if name and pixel < finest.get(name, math.inf):
+            nodata, scale, offset = (about.get(f"raster:{k}", about.get(k)) for k in ("nodata", "scale", "offset"))
+            numbers = 1.0 if scale is None else float(scale), 0.0 if offset is None else float(offset)
             found.places[name] = Place(key, 1, None if nodata is None else float(nodata), *numbers)
+            finest[name] = pixel
     _only(found)
     found.tags |= {str(k).lower().removeprefix("s2:"): str(v) for k, v in item.properties.items()}
     found.tags["collection"] = str(item.collection_id or "")
+    if found.tags.get("platform", "").lower().startswith("sentinel-2") and "processing:version" in found.tags:
+        found.tags.setdefault("processing_baseline", found.tags["processing:version"])  # STAC's newer name for it
     if str(item.properties.get("earthsearch:boa_offset_applied", "")).lower() == "true":
         found.tags.pop("processing_baseline", None)
         found.tags["offset"] = "off"
         found.places = {n: replace(p, offset=0.0) for n, p in found.places.items()}  # stated, but in the values already
     return found
+
+
+def _about(asset: Any) -> dict[str, Any]:
+    """What a STAC asset says of its only band, in fields of its own (STAC 1.1) or of the extensions eo and raster."""
+    fields: dict[str, Any] = asset.extra_fields
+    about: dict[str, Any] = {}
+    for part in ("eo:bands", "bands", "raster:bands"):
+        if len(several := fields.get(part, [])) == 1:  # several are a picture for people, like "visual"
+            about |= several[0]
+    return {**fields, **about}
 
 
 def _add(found: Found, text: str, place: Place, strict: bool) -> None:
@@ -354,42 +375,3 @@ def import_extra(name: str, why: str) -> Any:
         raise ConfigError(
             f"{name.split('.')[0]} {why} and is not installed: pip install 'multimae-eo[maps]'."
         ) from error
-
-
-def read_scene_file(path: Path) -> Mapping[str, Any]:
-    """The sources of a YAML file: {name: path or options}; a raster or folder is a scene of one source."""
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        return {path.stem: str(path)}
-    import yaml
-
-    try:
-        content = yaml.safe_load(read_yaml(path))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(
-            f"'{path}' is no YAML file that can be read: {why}. Expected sources as 'name: path'."
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"'{path}': expected sources as 'name: path' or 'name: {{path: ..., bands: [...]}}'.")
-    return {str(name): value for name, value in _sources(path, content)}
-
-
-def _sources(path: Path, content: Mapping[Any, Any]) -> Iterator[tuple[str, str | SourceOptions]]:
-    known = SourceOptions.__dataclass_fields__
-
-    def beside(text: str) -> str:
-        return text if "://" in text else str(path.parent / text)
-
-    for name, value in content.items():
-        if isinstance(value, str):
-            yield str(name), beside(value)
-            continue
-        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise ConfigError(f"'{path}': source '{name}' has no path; expected '{name}: {{path: ...}}'.")
-        for key in value:
-            if key not in known:
-                raise UnknownNameError(f"option of source '{name}' in '{path}':", str(key), known)
-        options = SourceOptions(**{**value, "path": beside(value["path"])})
-        if isinstance(options.mask, str) and Path(beside(options.mask)).is_file():
-            options.mask = beside(options.mask)
-        yield str(name), options

@@ -14,6 +14,7 @@ from multimae_eo.maps.finding import Found
 from multimae_eo.maps.layers import Window, open_file
 from multimae_eo.maps.options import GridOptions
 
+MERCATOR = 20_037_508.34  # x of the 180th meridian in EPSG:3857, m
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top
 
 
@@ -72,7 +73,8 @@ def _warped(grid: Grid, crs: Any) -> Grid:
     """The 10 m grid that covers another one, in a reference system, or in UTM."""
     if crs is None:
         left, bottom, right, top = transform_bounds(grid.crs, "EPSG:4326", *_outline(grid))
-        zone = min(60, int(((left + right) / 2 + 180) // 6) + 1)
+        right += 360 * (right < left)  # across the 180th meridian
+        zone = int(((left + right) / 2 + 180) // 6) % 60 + 1
         crs = rasterio.crs.CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
         if keeps_lengths(grid.crs) and abs(grid.crs.linear_units_factor[1] - 1) < 1e-9:
             crs = grid.crs
@@ -120,6 +122,11 @@ def overlap(found: Found, grid: Grid) -> Window:
     """Where a source lies on the grid, the smallest part of its bands; raises GridError where it lies beside it."""
     parts = []
     for own in grids_of(found, list(found.places)):
+        if ends_at_meridian(own, grid):
+            raise GridError(
+                f"{found.says} goes on beyond the 180th meridian in {own.crs}, and so does the scene; half of it would "
+                f"be lost. Bring it to a UTM zone first: gdalwarp -t_srs {grid.crs} FILE NEW."
+            )
         box = _common(own, grid)
         if box is None:
             raise GridError(
@@ -131,6 +138,20 @@ def overlap(found: Found, grid: Grid) -> Window:
         above, below = int((north - t.f) / t.e), math.ceil((south - t.f) / t.e)
         parts.append(Window(above, first, below - above, last - first))
     return min(parts, key=lambda w: w.height * w.width)
+
+
+def ends_at_meridian(own: Grid, grid: Grid) -> bool:
+    """Whether a scene lies across the 180th meridian and a source, in degrees or Mercator's metres, too.
+
+    GDAL would find the one side of such a source only; one of the whole Earth has both.
+    """
+    half = 180.0 if own.crs.is_geographic else math.inf if keeps_lengths(own.crs) else MERCATOR
+    left, _, right, _ = _outline(own)
+    pixel = abs(own.transform.a)
+    if (left < -half - pixel) == (right > half + pixel):
+        return False
+    west, _, east, _ = transform_bounds(grid.crs, "EPSG:4326", *grid.bounds)
+    return bool(west > east)
 
 
 def _common(own: Grid, grid: Grid) -> Bounds | None:

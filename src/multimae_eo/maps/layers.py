@@ -197,6 +197,7 @@ class FileLayer:
                     height=self.grid.height,
                     resampling=Resampling.nearest if classes else Resampling.bilinear,
                     tolerance=1e-3,  # pixels; the default would depend on where a window begins
+                    UNIFIED_SRC_NODATA="NO",  # each band has its own pixels without data
                     **scale_between(dataset.crs, dataset.transform, self.grid),
                     **({"add_alpha": True} if alpha else {"src_nodata": missing, "nodata": missing}),
                 )
@@ -231,6 +232,14 @@ def scale_between(crs: Any, transform: Any, grid: Grid) -> dict[str, float]:
     right, down = ((east[i] - east[0], north[i] - north[0]) for i in (1, 2))
     pixel = step * float(np.sqrt(abs(transform.determinant / np.linalg.det([right, down]))))
     return {"XSCALE": pixel, "YSCALE": pixel}
+
+
+def on_grid(grid: Grid, window: Window) -> np.ndarray:
+    """Which pixels of a window, [h, w], are on a grid."""
+    inside = np.zeros((window.height, window.width), bool)
+    bottom, right = grid.height - window.top, grid.width - window.left
+    inside[max(0, -window.top) : max(0, bottom), max(0, -window.left) : max(0, right)] = True
+    return inside
 
 
 def part_of(transform: Any, left: int, top: int) -> Any:
@@ -299,10 +308,7 @@ class CubeLayer:
             )
             valid[i] = np.isfinite(found)
             values[i] = np.where(valid[i], found, 0)
-        inside = np.zeros(values.shape[1:], bool)
-        bottom, right = self.grid.height - window.top, self.grid.width - window.left
-        inside[max(0, -window.top) : max(0, bottom), max(0, -window.left) : max(0, right)] = True
-        return values, valid & inside
+        return values, valid & on_grid(self.grid, window)
 
     def _needed(self, window: Window) -> tuple[slice, slice]:
         """The part of the cube that a window is computed from, with two pixels around it."""
@@ -350,4 +356,4 @@ class ItemLayer:
             missing = band.nodata if band.nodata is not None else found.attrs.get("nodata")
             valid[i] = np.isfinite(raw) if missing is None else np.isfinite(raw) & (raw != missing)
             values[i] = np.where(valid[i], raw, 0)
-        return values, valid
+        return values, valid & on_grid(self.grid, window)

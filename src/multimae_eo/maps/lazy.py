@@ -85,7 +85,7 @@ def _described(mapped: Any, array: Any, layout: Layout, task: TaskConfig, xarray
     """The result with the coordinates of the data, and what its numbers mean."""
     coords = {d: array.coords[d] for d in array.dims[1:] if d in array.coords}
     coords |= {name: c for name, c in array.coords.items() if c.ndim == 0}
-    about = {"nodata": layout.nodata, **{k.lower(): v for k, v in layout.tags.items()}}
+    about = {"nodata": layout.nodata, "_FillValue": layout.nodata, **{k.lower(): v for k, v in layout.tags.items()}}
     if list(layout.bands) == ["class"]:
         about |= {"flag_values": [c.code for c in task.classes]}
         about |= {"flag_meanings": " ".join(c.name.replace(" ", "_") for c in task.classes)}
@@ -116,6 +116,9 @@ def _as_array(data: Any, xarray: Any) -> tuple[Any, tuple[str, ...], tuple[float
     array = array.transpose("band", ...)
     _check_grid(array)
     known = tuple(known_band(name) or name for name in names)
+    if twice := next((band for band in known if known.count(band) > 1), None):
+        several = ", ".join(f"'{name}'" for name, band in zip(names, known, strict=True) if band == twice)
+        raise ConfigError(f"the data have {twice} more than once: {several}. Select the bands to map.")
     stated = [a.get("nodata", a.get("_FillValue")) for a in attrs]
     # Where one mark stands for all bands, 0 is none in those that have zeros, like heights.
     marks = ((band, None if mark is None else float(mark)) for band, mark in zip(known, stated, strict=True))

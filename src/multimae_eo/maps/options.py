@@ -3,12 +3,13 @@
 import dataclasses
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from multimae_eo.errors import ConfigError
+from multimae_eo.documents import read_yaml
+from multimae_eo.errors import ConfigError, UnknownNameError
 
 # A bare on or off in YAML 1.1 is a boolean, so booleans are taken too.
 Offset = Literal["auto", "on", "off"] | bool
@@ -229,3 +230,42 @@ def as_sources(given: Mapping[str, str | SourceOptions]) -> dict[str, SourceOpti
     if not given:
         raise ConfigError("no source is given; name at least one: --source s2=PATH.")
     return {name: SourceOptions(one) if isinstance(one, str) else one for name, one in given.items()}
+
+
+def read_scene_file(path: Path) -> Mapping[str, Any]:
+    """The sources of a YAML file: {name: path or options}; a raster or folder is a scene of one source."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return {path.stem: str(path)}
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_yaml(path))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(
+            f"'{path}' is no YAML file that can be read: {why}. Expected sources as 'name: path'."
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"'{path}': expected sources as 'name: path' or 'name: {{path: ..., bands: [...]}}'.")
+    return {str(name): value for name, value in _sources(path, content)}
+
+
+def _sources(path: Path, content: Mapping[Any, Any]) -> Iterator[tuple[str, str | SourceOptions]]:
+    known = SourceOptions.__dataclass_fields__
+
+    def beside(text: str) -> str:
+        return text if "://" in text else str(path.parent / text)
+
+    for name, value in content.items():
+        if isinstance(value, str):
+            yield str(name), beside(value)
+            continue
+        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+            raise ConfigError(f"'{path}': source '{name}' has no path; expected '{name}: {{path: ...}}'.")
+        for key in value:
+            if key not in known:
+                raise UnknownNameError(f"option of source '{name}' in '{path}':", str(key), known)
+        options = SourceOptions(**{**value, "path": beside(value["path"])})
+        if isinstance(options.mask, str) and Path(beside(options.mask)).is_file():
+            options.mask = beside(options.mask)
+        yield str(name), options

@@ -18,10 +18,9 @@ from tqdm import tqdm
 from multimae_eo import __version__, checkpoint
 from multimae_eo.data.geotiff_source import Grid
 from multimae_eo.errors import ConfigError, IncompleteError, UnknownNameError
-from multimae_eo.maps.finding import read_scene_file
 from multimae_eo.maps.layers import Window
 from multimae_eo.maps.mapping import TileRows
-from multimae_eo.maps.options import SourceOptions, TileOptions, as_sources
+from multimae_eo.maps.options import SourceOptions, TileOptions, as_sources, read_scene_file
 from multimae_eo.maps.scene import Scene
 from multimae_eo.maps.tiling import Tiling, blend, touching
 from multimae_eo.maps.writing import CACHE, Layout, Strips, write_cog
@@ -62,7 +61,11 @@ def map_scene(
     for note in scene.notes:
         tqdm.write(note, file=sys.stderr)
     try:
-        with held(out.with_name(f".{out.name}.lock"), out), closing(rows), closing(scene):
+        with (
+            held(out.with_name(f".{out.name}.lock"), out),
+            closing(scene),
+            closing(rows),
+        ):  # no thread reads when files close
             strips = Strips(out, about)
             scene.damage.add(strips.damage())
             compute(scene, rows, strips, encode, panels, shape, progress=tiles.progress)
@@ -146,11 +149,18 @@ def about(options: Any, scene: Scene) -> dict[str, Any]:
     content = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "source", "scene")}
     content["tiles"] = {k: v for k, v in content["tiles"].items() if k != "progress"}
     sources = [
-        {"offset": s.offset, "product": s.found.product, "stated": s.stated, **dataclasses.asdict(s.found.options)}
+        {
+            "name": s.found.name,
+            "bands": [dataclasses.astuple(band) for band in s.layer.bands],
+            "offset": s.offset,
+            "product": s.found.product,
+            "stated": s.stated,
+            **dataclasses.asdict(s.found.options),
+        }
         for s in scene.sources
     ]
     grid = [scene.grid.crs.to_wkt(), list(scene.grid.transform)[:6], scene.grid.height, scene.grid.width]
-    paths = {band.place for source in scene.sources for band in source.layer.bands}
+    paths = {source.found.path_of(band.place) for source in scene.sources for band in source.layer.bands}
     paths |= {source.found.options.path for source in scene.sources}
     paths |= {str(anchor)} if (anchor := content.get("anchor")) else set()
     return {

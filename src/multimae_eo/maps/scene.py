@@ -114,14 +114,19 @@ class Scene:
     def read(self, window: Window, bands: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Values float32 in the modalities' units, and validity, [bands, h, w]; beyond the grid nothing is valid.
 
-        bands: all of these, in this order; by default those of the scene in its own.
+        bands: all of these, in this order, one that the scene lacks without a valid pixel; by default those of the
+        scene in its own.
         """
         parts = zip(*(source.read(window) for source in self.sources), strict=True)
         values, valid = (np.concatenate(part) for part in parts)
         if bands is None:
             return values, valid
-        order = [self.bands.index(band) for band in bands]
-        return values[order], valid[order]
+        there = {band: i for i, band in enumerate(self.bands)}
+        order = [there.get(band, 0) for band in bands]
+        lacking = [band not in there for band in bands]
+        values, valid = values[order], valid[order]
+        values[lacking], valid[lacking] = 0, False
+        return values, valid
 
     def close(self) -> None:
         for source in self.sources:
@@ -143,15 +148,21 @@ class Scene:
 
 
 def open_scene(
-    sources: Mapping[str, SourceOptions | Any], wanted: Iterable[str], options: GridOptions | Grid | None = None
+    sources: Mapping[str, SourceOptions | Any],
+    wanted: Iterable[str],
+    options: GridOptions | Grid | None = None,
+    damage: Damage | None = None,
 ) -> Scene:
     """Open the bands that are wanted, as far as the sources have them.
 
-    sources: options, or xarray data sets or STAC items that are open already, by name. Raises ConfigError for bands
-    that are there twice, DataError for what cannot be read, GridError for what does not lie on the grid.
+    sources: options, or xarray data sets or STAC items that are open already, by name; damage: where what cannot be
+    read is noted, if not in the scene's own. Raises ConfigError for bands that are there twice, DataError for what
+    cannot be read, GridError for what does not lie on the grid.
     """
     try:
-        return _opened(sources, list(dict.fromkeys(wanted)), options or GridOptions())
+        return _opened(
+            sources, list(dict.fromkeys(wanted)), options or GridOptions(), Damage() if damage is None else damage
+        )
     except MultiMAEError:
         raise
     except Exception as error:  # a damaged file may state a reference system that makes PROJ raise nearly anything
@@ -159,7 +170,12 @@ def open_scene(
         raise DataError(f"the sources {names} cannot be brought to one grid, one may be damaged: {error}.") from error
 
 
-def _opened(sources: Mapping[str, SourceOptions | Any], wanted: Sequence[str], options: GridOptions | Grid) -> Scene:
+def _opened(
+    sources: Mapping[str, SourceOptions | Any],
+    wanted: Sequence[str],
+    options: GridOptions | Grid,
+    damage: Damage | None,
+) -> Scene:
     founds = []
     for name, given in sources.items():
         own = isinstance(given, SourceOptions)
@@ -175,7 +191,8 @@ def _opened(sources: Mapping[str, SourceOptions | Any], wanted: Sequence[str], o
         there = "; ".join(f"{f.says}: {' '.join(f.places)}" for f in founds)
         raise ConfigError(f"no source has a band that is needed. Needed: {' '.join(wanted)}. Got {there}.")
     used = [f for f in founds if f in home.values()]
-    grid, damage = options if isinstance(options, Grid) else grid_of(used, options, wanted), Damage()
+    grid = options if isinstance(options, Grid) else grid_of(used, options, wanted)
+    damage = Damage() if damage is None else damage
     scene = Scene(grid, [], damage)
     for found in founds:
         if found not in used:
@@ -194,13 +211,14 @@ def stated_of(found: Found, band: str) -> tuple[float, float]:
     place, options = found.places[band], found.options
     if options.scale is not None:
         return 1.0, 0.0
-    if MODALITY_OF[band].unit != REFLECTANCE or place.scale > 0.01:
+    if MODALITY_OF[band].unit != REFLECTANCE:
         return place.scale, place.offset
+    factor = 1 if place.scale > 0.01 else 10_000
     if options.baseline != "auto":
-        return 10_000 * place.scale, 0.0
+        return factor * place.scale, 0.0
     if place.offset:
         found.tags["offset"] = "off"
-    return 10_000 * place.scale, 10_000 * place.offset
+    return factor * place.scale, factor * place.offset
 
 
 def _source(found: Found, names: Sequence[str], grid: Grid, part: Window, damage: Damage, notes: list[str]) -> Source:
@@ -216,6 +234,11 @@ def _source(found: Found, names: Sequence[str], grid: Grid, part: Window, damage
     source = Source(found, layer, tuple(names), masked, stated=stated)
     sample = [source.read(window) for window in spread_windows(part)]
     values, valid = (np.stack(part, axis=1) for part in zip(*sample, strict=True))
+    if masked and not valid.any():
+        notes.append(
+            f"{found.says}: its mask '{options.mask}' leaves no pixel of those that were looked at. Its values "
+            f"{', '.join(map(str, masked))} mean clouds, and its no-data value means that nothing is known."
+        )
     for i, name in enumerate(names):
         known, classes = values[i][valid[i]], isinstance(MODALITY_OF[name], Categorical)
         guess = looks_like(MODALITY_OF[name], known) if known.size else None
