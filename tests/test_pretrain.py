@@ -260,6 +260,10 @@ def test_a_moving_average_is_what_is_saved(world, tmp_path):
     first, second = (load_file(r.out / "checkpoint" / "model.safetensors") for r in (plain, averaged))
     moved = {n: (first[n] - second[n]).abs().max().item() for n in first}
     assert max(moved.values()) > 1e-4
+    torch.manual_seed(plain.seed)
+    start = build(plain)[0].model.state_dict()
+    distances = [sum((w[n] - start[n]).norm() for n in start) for w in (first, second)]
+    assert 0.5 * distances[0] < distances[1] < distances[0]  # six steps, and not weights that are hardly trained
 
 
 def test_short_samples_train_with_a_key_mask(world, tmp_path):

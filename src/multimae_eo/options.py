@@ -135,6 +135,7 @@ class OptimOptions:
         betas: of AdamW.
         clip_norm: largest norm of the gradient; none by default.
         ema: decay of an exponential moving average of the weights, which is then validated and saved; none by default.
+            The decay of update n is at most (1 + n) / (10 + n), so that untrained weights do not stay in it.
         weighting: sum of the losses of the views, or learned uncertainty weights.
         max_skipped: stop after so many steps in a row with a loss or gradient that is not finite.
     """
@@ -266,6 +267,15 @@ def check(options: object, ranges: Mapping[str, tuple[float, float | None]] = RA
         for number in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(number, (int, float)) and not (low <= number and (high is None or number < high)):
                 raise ConfigError(f"{name} must be {low} or more{f' and below {high}' if high else ''}; got {number}.")
+
+
+def check_pretrain(options: PretrainOptions) -> None:
+    """Raise ConfigError for a number outside of its range, or for options that do not go together."""
+    check(options)
+    if options.trainer.strategy == "fsdp" and options.optim.ema is not None:
+        raise ConfigError(
+            "optim.ema keeps a copy of all weights, and trainer.strategy fsdp cuts them up; leave out one."
+        )
 
 
 def demo_options() -> PretrainOptions:

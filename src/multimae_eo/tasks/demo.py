@@ -13,7 +13,7 @@ import torch
 
 from multimae_eo.data.synthetic import generate
 from multimae_eo.errors import ConfigError
-from multimae_eo.options import PretrainOptions, check
+from multimae_eo.options import PretrainOptions, check_pretrain
 from multimae_eo.tasks.baselines import NAMES, class_priors, trivial_losses
 from multimae_eo.tasks.pretrain import metric_name
 from multimae_eo.tasks.rows import read_rows
@@ -63,7 +63,7 @@ def demo(out: Path, tiles: int, labelled_tiles: int, options: PretrainOptions) -
 
 def check_demo(tiles: int, labelled_tiles: int, options: PretrainOptions) -> None:
     """Raise ConfigError for what would fail only after minutes."""
-    check(options)
+    check_pretrain(options)
     options.model.config()
     if tiles < 2:
         raise ConfigError(f"tiles is {tiles}; expected at least 2, one to train and one to validate.")

@@ -2,12 +2,13 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as lightning
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -19,7 +20,7 @@ from multimae_eo.documents import read_yaml
 from multimae_eo.errors import ConfigError, DataError, MultiMAEError, TerminatedError
 from multimae_eo.masking import place_mask
 from multimae_eo.model import MultiMAE
-from multimae_eo.options import MaskOptions, PretrainOptions, check
+from multimae_eo.options import MaskOptions, PretrainOptions, check_pretrain
 from multimae_eo.tasks.examples import VALIDATE, ExampleSource, Prepare, PretrainData, spread
 from multimae_eo.tasks.pretrain import PretrainTask
 from multimae_eo.tasks.rows import Rows, truncate
@@ -43,13 +44,9 @@ class Result:
 
 def build(options: PretrainOptions) -> tuple[PretrainTask, PretrainData]:
     """The data and the task of some options; the statistics of the data set become the model's."""
-    check(options)
+    check_pretrain(options)
     if options.data.root is None:
         raise ConfigError("data.root is not set; give the folder of a data set in the MMEarth layout.")
-    if options.trainer.strategy == "fsdp" and options.optim.ema is not None:
-        raise ConfigError(
-            "optim.ema keeps a copy of all weights, and trainer.strategy fsdp cuts them up; leave out one."
-        )
     draft = options.model.config()
     modalities = read_statistics(options.data.root, draft.modalities.values())
     config = options.model.config(modalities)
@@ -173,9 +170,8 @@ def build_loggers(options: PretrainOptions, task: PretrainTask) -> list[Logger]:
             else:
                 from lightning.pytorch.loggers import MLFlowLogger
 
-                loggers.append(
-                    MLFlowLogger("multimae-eo", run_name=options.out.name, save_dir=str(options.out / "mlruns"))
-                )
+                folder = str(options.out / "mlruns")
+                loggers.append(MLFlowLogger("multimae-eo", run_name=options.out.name, save_dir=folder))
         except ImportError as error:
             raise ConfigError(f"trainer.loggers: '{name}' is not installed: pip install {name}.") from error
     return loggers
@@ -186,10 +182,15 @@ def build_callbacks(options: PretrainOptions) -> list[Callback]:
     run = options.trainer
     callbacks: list[Callback] = [SavedState(options.out, run.save_every)]
     if options.optim.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=options.optim.ema, use_buffers=False))
+        callbacks.append(WeightAveraging(use_buffers=False, avg_fn=partial(averaged, options.optim.ema)))
     if run.panels > 0:
         callbacks.append(Panels(options.out / "panels", run.panels))
     return callbacks
+
+
+def averaged(decay: float, old: torch.Tensor, new: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+    """A moving average of which the first updates weigh more, so that untrained weights do not stay in it."""
+    return old.lerp(new, (1 - ((1 + updates) / (10 + updates)).clamp(max=decay)).to(old.dtype))
 
 
 class Panels(Callback):
