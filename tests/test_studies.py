@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import filling
 import frozen
 import law
 import positions
+import release
 import subsets
 import transfer
 from faults import QUESTION as FAULTS
@@ -31,14 +33,14 @@ from modalities import MORE
 from positions import POSITIONS
 from recipe import RECIPE
 from roles import ROLES
-from show import DOCS, Figures, Interval, Question, put
+from show import DOCS, Figures, Interval, Question, put, relative
 from study import PAPER, STACKED, WIDTHS, Arm, Budget, Place, key_of, measured, model, options_of, read, times
 from subsets import SUBSETS
 from transfer import TRANSFER, settings_of
 
 from multimae_eo.checkpoint import load_model
 from multimae_eo.config import SIZES, sized
-from multimae_eo.modalities import MODALITIES
+from multimae_eo.modalities import MODALITIES, RECIPE_INPUTS
 from multimae_eo.options import demo_options
 from multimae_eo.raster import Raster
 from multimae_eo.tasks.examples import Prepare
@@ -105,6 +107,16 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert figures.of(PAPER, "x & x", seeds=[0, 1]).mean == 3
     records[key_of(other, TINY), 0] = records[key_of(other, TINY), 1] = {"measured": {}}
     assert figures.difference(other, PAPER, "x").words(1, "+") == "-"
+    # What came later is compared where all seeds have it, and else not at all.
+    for arm, rows in (
+        (PAPER, ({"x": 1.0}, {"x": 2.0, "y": 2.0})),
+        (other, ({"x": 3.0, "y": 3.0}, {"x": 5.0, "y": 5.0})),
+    ):
+        for seed, row in enumerate(rows):
+            records[key_of(arm, TINY), seed] = {"measured": row}
+    assert figures.difference(other, PAPER, "x").mean == 2.5
+    assert figures.difference(other, PAPER, "y").words(1, "+") == figures.of(PAPER, "y", seeds=[0, 1]).words(1) == "-"
+    assert figures.of(other, "y", seeds=[0, 1]).mean == 4
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter\n")
     for text in ("first", "new"):
@@ -123,6 +135,14 @@ def test_values_that_are_multiples():
     assert (other.optim.steps, other.optim.warmup_steps, other.trainer.val_every) == (120, 8, 120)
     assert other.optim.lr == usual.optim.lr / 2
     assert other.model.config().decoder_dim == 2 * usual.model.config().decoder_dim
+
+
+def test_operations_of_an_arm():
+    arms = {arm.name: relative(arm, PAPER, Budget()) for arm in RECIPE.arms}
+    assert arms["batch: twice, half the steps"] == arms["alpha: 4"] == "1.00"  # the same tiles, the same tokens
+    assert arms["random weights"] == "-"
+    assert float(arms["visible: 1/12"]) < 1 < float(arms["decoders: twice as wide"]) < float(arms["patch: 4 px"])
+    assert relative(Arm("", {"optim.steps": times(4)}), PAPER, Budget()) == "4.00"
 
 
 def test_what_a_rival_is_fed():
@@ -262,6 +282,8 @@ def test_a_law_is_found_again(tmp_path):
     found = {name: value.split(" ")[0] for name, value in found.items()}
     assert float(found["b"]) == pytest.approx(0.6, abs=0.05)
     assert float(found["E"]) == pytest.approx(2, abs=0.15)
+    value, low, high = map(float, re.search(r"\| E \| (\S+) \((\S+) to (\S+)\)", text).groups())
+    assert low < value < high < low + 0.5
     assert float(found["largest deviation, %"]) < 1
     assert (tmp_path / "law.png").is_file()
     assert law.sizes_of(budget) == ["demo-48", "demo", "demo-192"]
@@ -284,6 +306,19 @@ def test_the_law_and_the_cost_at_a_small_size(tmp_path, monkeypatch, capsys):
     assert [float(cell.strip(" |").replace(",", "")) for cell in rates[2:]] == pytest.approx(
         [4 * float(rates[1].replace(",", "")), 8 * float(rates[1].replace(",", ""))], rel=1e-3
     )
+
+
+@pytest.mark.slow
+def test_the_released_checkpoint_at_a_small_size(tmp_path, monkeypatch, capsys):
+    small = [f"--{name}={getattr(TINY, name)}" for name in ("tiles", "steps", "batch", "labelled", "shifted", "mapped")]
+    words = ["release.py", f"--work={tmp_path}", f"--records={tmp_path}", "--size=demo", *small]
+    monkeypatch.setattr(sys, "argv", words)
+    release.main()
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "| accuracy, % | these weights | random weights | band statistics | random convolutions |" in card
+    assert card in capsys.readouterr().out
+    assert load_model(tmp_path / "release").config.inputs == RECIPE_INPUTS["v2"]
+    assert {path.name for path in (tmp_path / "release").iterdir()} >= {"config.json", "model_card.png"}
 
 
 def test_values_on_another_grid():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,18 +30,22 @@ def measure(arm: Arm, place: Place, budget: Budget, seed: int) -> dict[str, floa
 
     "val VIEW", "shifted VIEW": reconstruction losses on held-out tiles of the world, and of a shifted one.
     "class INPUTS PROTOCOL PARTITION": accuracy on the labelled world, "shifted-class ..." on the shifted one; "moved
-    ...": on the shifted one, of what was fitted and standardised at home.
+    ...": on the shifted one, of what was fitted and standardised at home. Of an arm with an init no losses.
     """
-    directory, options = model(arm, place, budget, seed)
-    found = {f"val {view}": loss for view, loss in losses(directory, options).items()}
-    root = tiles_elsewhere(place, budget, shifted=True)
-    elsewhere = dataclasses.replace(options, data=dataclasses.replace(options.data, root=root))
-    found |= {f"shifted {view}": loss for view, loss in losses(directory, elsewhere).items()}
+    init = cast(Init, arm.changes.get("init", "pretrained"))
+    trained = Arm(arm.name, {name: value for name, value in arm.changes.items() if name != "init"})
+    directory, options = model(trained, place, budget, seed)
+    found: dict[str, float] = {}
+    if init == "pretrained":
+        found |= {f"val {view}": loss for view, loss in losses(directory, options).items()}
+        root = tiles_elsewhere(place, budget, shifted=True)
+        elsewhere = dataclasses.replace(options, data=dataclasses.replace(options.data, root=root))
+        found |= {f"shifted {view}": loss for view, loss in losses(directory, elsewhere).items()}
     for kind, setting in (("class", "all"), ("class", "rgb-only"), ("shifted-class", "all")):
         if setting == "all" or set(INPUT_SETTINGS[setting].modalities) <= set(options.model.config().inputs):
-            for name, accuracy in probes(directory, place, budget, seed, kind, setting).items():
+            for name, accuracy in probes(directory, place, budget, seed, kind, setting, init).items():
                 found[f"{kind} {setting} {name}"] = accuracy
-    moved = probes(directory, place, budget, seed, "class", "all", judged="shifted-class")
+    moved = probes(directory, place, budget, seed, "class", "all", init, judged="shifted-class")
     return found | {f"moved all {name}": accuracy for name, accuracy in moved.items()}
 
 

@@ -60,6 +60,7 @@ MORE = Question(
     | measures("rgb-only", "RGB")
     | measures("all", "all"),
     deciding=2,
+    operations=True,
 )
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/study/release.py [--work runs/study] [--steps 2000] [--seeds 0]
 
-Trains the best recipe that the studies confirmed, judges it beside random weights on labelled tiles of other places,
-stores the weights as 16-bit numbers (they are read as float32), checks what that costs, and leaves a folder that
+Trains `recipe: v2` with narrow decoders, stores the weights as 16-bit numbers (they are read as float32), checks what
+that costs, judges them beside what has learned nothing on labelled tiles of other places, and leaves a folder that
 `multimae_eo.load` reads and the Hub takes: runs/study/release. The card and its picture go into docs too.
 """
 
@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from frozen import measure, probes
+from frozen import losses, probes
 from show import turned
 from study import DOCS, PARTITIONS, Arm, Budget, Place, arguments, model, worlds
 
@@ -19,6 +19,7 @@ from multimae_eo import checkpoint, visualize
 from multimae_eo.integrations.hub import HubModel
 from multimae_eo.modalities import RECIPE_INPUTS
 from multimae_eo.raster import Batch
+from multimae_eo.tasks.features import Init
 from multimae_eo.tasks.run import build
 
 LARGEST = 15_000_000  # bytes of the whole folder
@@ -32,6 +33,12 @@ RELEASED = Arm(
         "model.decoder_depth": 1,
     },
 )
+INITS: dict[str, Init] = {
+    "these weights": "pretrained",
+    "random weights": "random",
+    "band statistics": "band_statistics",
+    "random convolutions": "random_convolutions",
+}
 LIMITS = (
     "it has never seen a real image. It shows how checkpoints are used, and is a start for tests; it is no model to "
     "map anything with."
@@ -80,15 +87,14 @@ def store(directory: Path, out: Path) -> float:
 
 
 def card_of(out: Path, place: Place, budget: Budget, seed: int, spoilt: float) -> str:
-    """The model card: what goes in and out, and how it compares with random weights."""
-    found = measure(RELEASED, place, budget, seed)
-    directory, _ = model(RELEASED, place, budget, seed)
-    random = probes(directory, place, budget, seed, "class", "all", "random")
+    """The model card: what goes in and out, and how it compares with what has learned nothing."""
+    _, options = model(RELEASED, place, budget, seed)
     names = {f"{probe} {share}": (probe, share) for probe in ("linear", "knn-20") for share in PARTITIONS}
     rows = {"accuracy, %": [f"{p.replace('knn-20', 'k-NN')}, {100 * float(s[:-1]):.0f} %" for p, s in names.values()]}
-    rows["these weights"] = [f"{100 * found[f'class all {name}']:.1f}" for name in names]
-    rows["random weights"] = [f"{100 * random[name]:.1f}" for name in names]
-    losses = {name.removeprefix("val "): value for name, value in found.items() if name.startswith("val ")}
+    for word, init in INITS.items():
+        found = probes(out, place, budget, seed, "class", "all", init)
+        rows[word] = [f"{100 * found[name]:.1f}" for name in names]
+    of_views = losses(out, options)
     text = str(
         HubModel.from_pretrained(str(out)).generate_model_card(
             data=f"a synthetic world of multimae-eo ({budget.words()}), seed {seed}; no real image",
@@ -104,7 +110,7 @@ def card_of(out: Path, place: Place, budget: Budget, seed: int, spoilt: float) -
             "Frozen features of Sentinel-2 and elevation, shares of the labels, one seed; twelve states of the ground",
             "of synthetic places that it has not seen; the protocol is that of the project's page of results.",
             *("", turned(rows), ""),
-            "Loss on held-out tiles: " + ", ".join(f"`{view}` {loss:.3f}" for view, loss in losses.items()) + ".",
+            "Loss on held-out tiles: " + ", ".join(f"`{view}` {loss:.3f}" for view, loss in of_views.items()) + ".",
             "",
             f"![Held-out tiles: what is there, what was shown, what the model makes of it]({PICTURE})",
             "",

@@ -48,6 +48,7 @@ ROLES = Question(
     ),
     confirmed=("land cover: target only",),
     measures={what: word for what, word in ACCURACIES.items() if not what.startswith("moved")},  # came later
+    operations=True,
 )
 
 if __name__ == "__main__":

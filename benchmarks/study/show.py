@@ -10,11 +10,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
-from study import DOCS, Arm, Budget, Place, arguments, key_of, measured
+from study import DOCS, Arm, Budget, Place, arguments, key_of, measured, recipe_of
 
 from multimae_eo.visualize import save_figure
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from step import operations
 from write_tables import put, table
 
 SCREENED = 2  # the first seeds, which all arms get; what they suggest is confirmed with others, which suggested nothing
@@ -89,10 +90,12 @@ class Figures:
         return fresh or [seed for seed in both if seed in first]
 
     def values(self, arm: Arm, what: str, seeds: Sequence[int]) -> list[float]:
-        """One figure per seed; of several, "a & b", the mean. None where the arm cannot be measured so."""
+        """One figure per seed; of several, "a & b", the mean. None where the arm was not measured so with each seed."""
         found = [self.records[key_of(arm, self.budget), seed]["measured"] for seed in seeds]
         names = what.split(" & ")
-        return [statistics.mean(row[name] for name in names) for row in found if row.keys() >= set(names)]
+        if not all(row.keys() >= set(names) for row in found):
+            return []
+        return [statistics.mean(row[name] for name in names) for row in found]
 
     def of(self, arm: Arm, what: str, scale: float = 1.0, seeds: Sequence[int] | None = None) -> Interval:
         """Over some seeds, or those of the arm."""
@@ -105,7 +108,8 @@ class Figures:
         """Arm minus base, over some seeds, or those of both, paired."""
         seeds = self.seeds(arm, base) if seeds is None else seeds
         own, others = self.values(arm, what, seeds), self.values(base, what, seeds)
-        return Interval.of([scale * (value - other) for value, other in zip(own, others, strict=bool(own))])
+        both = zip(own, others, strict=True) if own and others else ()
+        return Interval.of([scale * (value - other) for value, other in both])
 
 
 def forest(
@@ -157,7 +161,7 @@ class Question:
 
     battery: the module that measures. measures: {what was measured, or several joined by " & " whose mean counts: what
     that is called}; the first `deciding` ones decide, the others say where a difference comes from. same_axis: whether
-    what was measured has one unit.
+    what was measured has one unit; operations: whether the table has those of training, over the base's.
     """
 
     name: str
@@ -172,10 +176,11 @@ class Question:
     unit: str = "accuracy, %"
     digits: int = 1
     same_axis: bool = True
+    operations: bool = False
 
     def show(self, figures: Figures, picture: Path) -> str:
         """A table of what decides, one of all that was measured, folded, and the picture of the differences."""
-        names, short = ["seeds", *self.measures.values()], ["seeds"]
+        names, short = ["seeds", *self.measures.values()], ["seeds", *["operations"] * self.operations]
         for word in list(self.measures.values())[: self.deciding]:
             short += [word, f"minus {self.base.name}"]
         values, differences, decides, found = (
@@ -201,7 +206,8 @@ class Question:
                     cells = [i.words(self.digits, "+", bold=n < self.deciding) for n, i in enumerate(found[name])]
                     differences[name] = [head, *cells]
                 pairs = zip(own[: self.deciding], cells, strict=False)
-                decides[name] = [head, *(cell for pair in pairs for cell in pair)]
+                cost = [relative(arm, self.base, figures.budget)] if self.operations else []
+                decides[name] = [head, *cost, *(cell for pair in pairs for cell in pair)]
         panels = {
             word: {name: intervals[i] for name, intervals in found.items()}
             for i, word in enumerate(self.measures.values())
@@ -227,6 +233,18 @@ class Question:
         publish(place, self.name, self.show(Figures(known, budget), place.picture(f"study_{self.name}")))
         minutes = [row["seconds"] / 60 for row in known.values()]
         print(f"\n{len(minutes)} models on record, {min(minutes):.0f} to {max(minutes):.0f} minutes each")
+
+
+def relative(arm: Arm, base: Arm, budget: Budget) -> str:
+    """The operations of an arm's training over those of another's, in words."""
+    if "init" in arm.changes:
+        return "-"
+    found = []
+    for one in (arm, base):
+        options = recipe_of(one, budget)
+        each = sum(operations(options.model.config(), options.mask.num_visible))
+        found.append(each * (options.optim.steps or 0) * options.optim.batch_size)
+    return f"{found[0] / found[1]:.2f}"
 
 
 def publish(place: Place, name: str, text: str) -> None:

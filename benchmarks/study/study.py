@@ -83,7 +83,7 @@ class Budget:
 class Arm:
     """A way to pre-train: its name, and the options in which it differs from the paper's recipe at the same budget.
 
-    Beside options, "faults" names those of faults.py.
+    Beside options, "faults" names those of faults.py, and "init" what stands for what was learned, "random" weights.
     """
 
     name: str
@@ -218,20 +218,27 @@ def worlds(place: Place, budget: Budget, seed: int, battery: str) -> None:
 
 
 def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOptions:
+    """How and where an arm is pre-trained."""
+    options = recipe_of(arm, budget)
+    options.seed, options.out, options.resume = seed, folder_of(arm, place, budget, seed), True
+    options.data.root, options.data.workers, options.data.val_tiles = world(place, budget, seed), 0, 512
+    if STACKED.name in options.model.config().inputs:  # the packed copy does not have it
+        options.data.root = options.data.root.parent.parent / "synthetic"
+    machine = options.trainer
+    machine.accelerator, machine.progress, machine.panels, machine.loggers = place.accelerator, False, 0, []
+    machine.compile = place.compile
+    return options
+
+
+def recipe_of(arm: Arm, budget: Budget) -> PretrainOptions:
     """How an arm is pre-trained; the rate follows the size, and the schedule the steps."""
     size, options = arm.changes.get("model.size", budget.size), demo_options()
-    options.seed, options.out, options.resume = seed, folder_of(arm, place, budget, seed), True
     options.model.size = size
     if size in WIDTHS:
         cast(dict[str, Any], SIZES)[size] = WIDTHS[size]
-    options.data.root, options.data.workers, options.data.val_tiles = world(place, budget, seed), 0, 512
-    options.optim.steps, options.optim.batch_size, options.optim.lr = budget.steps, budget.batch, RATES[size]
-    machine = options.trainer
-    machine.accelerator, machine.progress, machine.panels, machine.loggers = place.accelerator, False, 0, []
-    if STACKED.name in arm.changes.get("model.inputs", ()):
-        # The package does not know such a modality, nor does the packed copy have it.
+    if STACKED.name in arm.changes.get("model.inputs", ()):  # the package does not know such a modality
         cast(dict[str, Any], MODALITIES)[STACKED.name] = STACKED
-        options.data.root = world(place, budget, seed).parent.parent / "synthetic"
+    options.optim.steps, options.optim.batch_size, options.optim.lr = budget.steps, budget.batch, RATES[size]
     for name, value in arm.changes.items():
         if name == "faults":
             continue
@@ -245,8 +252,7 @@ def options_of(arm: Arm, place: Place, budget: Budget, seed: int) -> PretrainOpt
         setattr(section, last, resolved(value, SIZES[size][last] if usual is None and last in SIZES[size] else usual))
     steps = steps_of(arm.changes, budget)
     options.optim.warmup_steps = max(1, steps // 15)
-    machine.val_every = machine.save_every = steps
-    machine.compile = place.compile
+    options.trainer.val_every = options.trainer.save_every = steps
     return options
 
 
