@@ -33,7 +33,7 @@ from scenes import BANDS, save_predictor, smooth, write_raster, write_scene  # n
 from worlds import corrupt, write_world  # noqa: E402
 
 from multimae_eo import MultiMAE, Predictor, save  # noqa: E402
-from multimae_eo.cli import ALL, build_parser  # noqa: E402
+from multimae_eo.cli import ALL  # noqa: E402
 from multimae_eo.config import TaskConfig  # noqa: E402
 from multimae_eo.data.geobench_sets import SETS  # noqa: E402
 
@@ -386,15 +386,9 @@ def original(tmp_path_factory) -> Path:
     return here
 
 
-@pytest.fixture(scope="module")
-def parser():
-    return build_parser()
-
-
 @pytest.fixture(autouse=True)
-def quick(parser, monkeypatch) -> Iterator[None]:
-    """The parser is built once; no second try of a server that refuses, no Hub, one thread."""
-    monkeypatch.setattr("multimae_eo.cli.build_parser", lambda: parser)
+def quick(monkeypatch) -> Iterator[None]:
+    """No second try of a server that refuses, no Hub, one thread."""
     monkeypatch.setattr("multimae_eo.data.web.BACKOFF_S", ())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     threads = torch.get_num_threads()

@@ -3,9 +3,10 @@
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
@@ -144,9 +145,8 @@ def restricted() -> Iterator[None]:
         set_loader("yaml", _load_yaml, (YAMLError,))
 
 
-def build_parser(arguments: Collection[str] = ()) -> Parser:
-    """The parser of all commands; where arguments name some, the others have no options, which takes a while."""
-    named = {argument for argument in arguments if argument in ALL} or set(ALL)
+def build_parser(named: frozenset[str] = frozenset(ALL)) -> Parser:
+    """The parser of all commands; those that are not named have no options, which take a while to build."""
     parser = Parser(
         prog="multimae-eo", allow_abbrev=False, description="Multi-modal masked autoencoders for Earth observation."
     )
@@ -159,6 +159,9 @@ def build_parser(arguments: Collection[str] = ()) -> Parser:
             command.add_class_arguments(options, None, as_positional=True)
         commands.add_subcommand(name, command, help=(options.__doc__ or "").split("\n")[0])
     return parser
+
+
+parser_of = lru_cache(build_parser)  # for who calls `main` more than once
 
 
 def as_parsed(arguments: list[str]) -> list[str]:
@@ -192,7 +195,7 @@ def as_parsed(arguments: list[str]) -> list[str]:
 def parse(arguments: list[str]) -> tuple[str, Namespace]:
     """The command and its options; exits with 2 where they make no sense."""
     with restricted():
-        parser = build_parser(arguments)
+        parser = parser_of(frozenset(argument for argument in arguments if argument in ALL) or frozenset(ALL))
         try:
             parsed = parser.parse_args(as_parsed(arguments))
             chosen: Namespace = parser.instantiate(parsed)[parsed.subcommand]

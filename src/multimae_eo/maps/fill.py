@@ -92,14 +92,14 @@ def product_for(target: Modality, scene: Scene, feed: Feed) -> int:
 
 def open_anchor(path: Path, view: str, target: Modality, scene: Scene) -> "Anchor":
     """A coarse raster of the target on the scene's grid; raises ConfigError where its bands or the view do not fit."""
+    with open_file(path) as dataset:
+        if dataset.count != len(target.bands):
+            raise ConfigError(f"anchor '{path}' has {dataset.count} bands, {target.name} has {len(target.bands)}.")
     if not is_relative(view, target):
         raise ConfigError(
             f"anchor '{path}': '{view}' is predicted in its unit and takes none. Leave it out, or fill in a view per "
             f"sample, {target.name}:sample, of a checkpoint that predicts one."
         )
-    with open_file(path) as dataset:
-        if dataset.count != len(target.bands):
-            raise ConfigError(f"anchor '{path}' has {dataset.count} bands, {target.name} has {len(target.bands)}.")
     given = {"anchor": SourceOptions(str(path), bands=list(target.bands), product=target.products[0])}
     opened = open_scene(given, target.bands, scene.grid, scene.damage)
     return Anchor(opened, pixels_of(opened))
