@@ -26,6 +26,7 @@ import positions
 import release
 import subsets
 import transfer
+from faults import LONGER as FAULTS_LONGER
 from faults import QUESTION as FAULTS
 from faults import Bilinear, Resize, Unmasked, put_back
 from filling import FILLING
@@ -46,7 +47,7 @@ from multimae_eo.raster import Raster
 from multimae_eo.tasks.examples import Prepare
 from multimae_eo.tasks.pretrain import PretrainTask
 
-QUESTIONS = (ROLES, TRANSFER, MORE, FAULTS, SUBSETS, POSITIONS, FILLING, RECIPE)
+QUESTIONS = (ROLES, TRANSFER, MORE, FAULTS, FAULTS_LONGER, SUBSETS, POSITIONS, FILLING, RECIPE)
 TINY = Budget(tiles=100, steps=2, batch=8, labelled=200, shifted=200, mapped=60)
 
 

@@ -4,8 +4,9 @@
 
 The statistics of L2A for every product; class codes resampled bilinearly; no validity masks; tiles resized from 64
 to 56 pixels instead of cropped (docs/model.md, section 7). Only pre-training has the fault: what it left is judged on
-right data, labelled tiles of L2A; a model's faults on L1C are not seen there. Prints a table, draws
-docs/study_faults.png and puts the table into docs/results.md.
+right data, labelled tiles of L2A; a model's faults on L1C are not seen there. All four are put back into four times the
+steps too. Prints the tables, draws docs/study_faults.png and docs/study_faults_longer.png, and puts the tables into
+docs/results.md.
 """
 
 import dataclasses
@@ -155,7 +156,7 @@ QUESTION = Question(
 # Whether they show where the model has learned more; asked after the first had been screened.
 LONGER = Question(
     name="faults_longer",
-    title="Faults put back, four times the steps",
+    title="Faults put back, four times the steps named below",
     base=LONG,
     arms=(Arm("all four", {"faults": list(FAULTS), **LONG.changes}),),
     confirmed=("all four",),
