@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from multimae_eo import checkpoint, reference
 from multimae_eo.config import TaskConfig, from_json, to_json
-from multimae_eo.errors import CheckpointError
+from multimae_eo.errors import CheckpointError, ConfigError
 from multimae_eo.modalities import MODALITIES
 from multimae_eo.model import MultiMAE
 from multimae_eo.predictor import Predictor
@@ -136,3 +136,13 @@ def test_a_loaded_model_is_that_which_was_saved_in_all_that_it_holds(tmp_path):
     assert torch.equal(checkpoint.load_model(tmp_path / "model").encoder.global_tokens, model.encoder.global_tokens)
     checkpoint.save(model.half(), tmp_path / "half")
     assert checkpoint.load_model(tmp_path / "half").encoder.global_tokens.dtype == torch.float32
+
+
+def test_a_compiled_model_is_saved_as_what_it_is(tmp_path):
+    model = MultiMAE(demo_config())
+    checkpoint.save(torch.compile(model), tmp_path / "checkpoint")
+    same = checkpoint.load_model(tmp_path / "checkpoint").state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match="got DataParallel; save the model that it holds"):
+        checkpoint.save(torch.nn.DataParallel(model), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -154,6 +154,17 @@ def test_regression_predicts_in_the_unit_of_the_labels():
     torch.testing.assert_close(scaled(batch), plain(batch) * 7 + 12)
 
 
+def test_a_large_mean_keeps_its_digits_in_half_precision():
+    about = TaskConfig("regression", "linear_dense", ("rgb",), unit="K", mean=290.0, std=5.0)
+    torch.manual_seed(0)
+    model = Predictor(demo_config(), about).eval()
+    batch = {"rgb": random_batch(model.config)["rgb"]}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = model.predict(batch)
+    assert half.unique().numel() > 100  # the numbers of bfloat16 lie 2 apart there
+    assert (half - model.predict(batch)).abs().max() < 0.2
+
+
 def test_slots_are_keyed_by_name_and_filled_where_nothing_is_valid():
     slots = Slots(("nir", "swir", "rgb"), 2)
     seen = Seen(

@@ -16,7 +16,7 @@ from multimae_eo.config import TaskConfig
 from multimae_eo.errors import BatchError, ConfigError, DataError, SizeError, UnknownNameError
 from multimae_eo.inputs import UnusedBandsWarning, read_images
 from multimae_eo.integrations.backbone import Backbone, Stated
-from multimae_eo.modalities import IMAGE_KEYS, MODALITIES
+from multimae_eo.modalities import IMAGE_KEYS, MODALITIES, Continuous, Statistics
 from multimae_eo.raster import pad
 from multimae_eo.units import looks_like
 
@@ -376,3 +376,72 @@ with torch.no_grad():
     assert torch.equal(encoder(images, **given), torch.compile(encoder, backend="eager")(images, **given))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("mark", [-9999, -32768, -3.4e38])
+@pytest.mark.parametrize("units", ["dn", "reflectance"])
+def test_marks_of_no_data_far_below_zero_are_named(encoder, units, mark):
+    values = images().astype(np.float32) / (1 if units == "dn" else 10_000)
+    values[:, :, :5] = mark
+    with pytest.raises(DataError, match=r"none of this unit\. Set values without a meaning to NaN"):
+        encoder.read(values, bands=RGB, units=units, product="L2A")
+    assert encoder.read(values, bands=RGB, units=units, product="L2A", judge=False)
+
+
+def test_whole_numbers_are_no_reflectance(encoder):
+    dark = np.random.default_rng(0).integers(1, 3, (1, 3, 16, 16)).astype(np.uint16)  # clipped at 1 over water
+    assert encoder.read(dark, bands=RGB, units="dn", product="L2A")["rgb"].valid.all()
+    with pytest.raises(DataError, match="looks like reflectance"):
+        encoder.read(dark / 9, bands=RGB, units="dn", product="L2A")
+
+
+def test_dimensions_of_xarray_are_known_by_name(encoder):
+    xarray = pytest.importorskip("xarray")
+    values = images(size=1, edge=16)[0, :, :, :8]
+    plain_array = xarray.DataArray(values, dims=("band", "y", "x"), coords={"band": RGB})
+    wanted = encoder.read(plain_array, **L2A)
+    for other in (plain_array.transpose("band", "x", "y"), plain_array.transpose("y", "x", "band")):
+        assert same(encoder.read(other, **L2A), wanted)
+    series = plain_array.expand_dims(time=2, axis=-1)  # [band, y, x, time]
+    assert encoder.read(series, **L2A)["rgb"].values.shape == (2, 3, 16, 8)
+    single = xarray.Dataset({name: plain_array.sel(band=name, drop=True).transpose("x", "y") for name in RGB})
+    assert same(encoder.read(single, **L2A), wanted)
+
+
+def test_a_model_with_modalities_of_its_own(tmp_path):
+    soil = Continuous("soil", ("sm", "st"), "K", {"own": Statistics((1.0, 2.0), (1.0, 1.0))})
+    config = dataclasses.replace(
+        demo_config(), inputs=("rgb", "soil"), targets=("rgb",), modalities={**MODALITIES, "soil": soil}
+    )
+    multimae_eo.save(MultiMAE(config), tmp_path / "checkpoint")
+    found = multimae_eo.load(tmp_path / "checkpoint")
+    values = np.random.default_rng(0).random((1, 2, 16, 16), np.float32)
+    assert found.see({"soil": values}).valid.any()
+    assert same(found.read(values, bands=["sm", "st"]), found.read({"soil": values}))
+    assert same(found.read({"sm": values[:, 0], "st": values[:, 1]}), found.read({"soil": values}))
+    for wrong, says in (
+        ({"stride": 3}, "do not hold in whole numbers"),
+        ({"statistics": {"own": Statistics((1.0,), (1.0,))}}, "expected 2 means and deviations"),
+        ({"statistics": {"own": Statistics((1.0, 2.0), (1.0, 0.0))}}, "deviations positive"),
+    ):
+        changed = {**MODALITIES, "soil": dataclasses.replace(soil, **wrong)}
+        with pytest.raises(ConfigError, match=says):
+            dataclasses.replace(config, modalities=changed)
+
+
+def test_statistics_of_a_data_set_are_in_its_numbers():
+    own = dataclasses.replace(MODALITIES["rgb"], statistics={"mine": Statistics((0.1,) * 3, (0.05,) * 3)})
+    encoder = MultiMAE(dataclasses.replace(demo_config(), modalities={**MODALITIES, "rgb": own})).encoder
+    values = images() / np.float32(10_000)
+    batch = encoder.read(values, bands=RGB, product="mine")
+    assert torch.equal(batch["rgb"].values, torch.from_numpy(values))
+    for given in ({"units": "reflectance"}, {"offset": 1000}):
+        with pytest.raises(ConfigError, match="in the numbers that it has"):
+            encoder.read(values, bands=RGB, product="mine", **given)
+
+
+def test_unsigned_tensors_are_as_good_as_arrays(encoder):
+    codes = np.random.default_rng(0).choice([10, 20, 30], (1, 16, 16)).astype(np.uint16)
+    given = {"land_cover": torch.from_numpy(codes), "rgb": torch.from_numpy(images(size=1))}
+    arrays = {"land_cover": codes, "rgb": images(size=1)}
+    assert same(encoder.read(given, **L2A), encoder.read(arrays, **L2A))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from multimae_eo.config import ModelConfig, TaskConfig, from_json, task_from_json, to_json
 from multimae_eo.documents import parse_json, read_json
 from multimae_eo.encoder import Encoder
-from multimae_eo.errors import CheckpointError, WriteError
+from multimae_eo.errors import CheckpointError, ConfigError, WriteError
 from multimae_eo.model import MultiMAE
 from multimae_eo.predictor import Predictor
 from multimae_eo.whole import written
@@ -88,9 +88,13 @@ def save(
     """Write a checkpoint directory, replacing the files of an older one; readers see the old or the new one, whole.
 
     extra: JSON-ready facts to keep in config.json beside the model's (training steps, source of the weights).
-    Raises WriteError where the disk is full or the directory cannot be written; the older one is then kept.
+    A model that torch.compile wrapped is saved as what it is. Raises WriteError where the disk is full or the directory
+    cannot be written; the older one is then kept. Raises ConfigError for what is none of these models.
     """
-    directory = Path(directory)
+    directory, model = Path(directory), getattr(model, "_orig_mod", model)
+    if not isinstance(model, MultiMAE | Predictor | Encoder):
+        name = type(model).__name__
+        raise ConfigError(f"expected a MultiMAE, a Predictor or an Encoder, got {name}; save the model that it holds.")
     try:
         if directory.is_dir():
             write_files(model, directory, extra=extra)

@@ -145,8 +145,15 @@ class ModelConfig:
                     f"stride {reprlib.repr(modality.stride)}, {len(modality.bands)} bands, {len(modality.products)} "
                     "products."
                 )
+            if self.patch_size % modality.stride:
+                raise ConfigError(
+                    f"modality '{modality.name}' has a pixel of {modality.stride} x {modality.stride} of the others', "
+                    f"which patches of {self.patch_size} px do not hold in whole numbers."
+                )
             if isinstance(modality, Categorical):
                 check_classes(modality.classes, f"modality '{modality.name}'")
+            else:
+                _check_statistics(modality)
 
     def _check_total(self) -> None:
         """Before anything is built: whether it would fit the memory of any machine."""
@@ -164,6 +171,9 @@ def check_classes(classes: Sequence[MapClass], where: str) -> None:
     """Raise ConfigError for classes that no map can hold: too many, or codes that are no small whole numbers."""
     if not 0 < len(classes) <= MOST["classes"]:
         raise ConfigError(f"{where} must have 1 to {MOST['classes']} classes, got {len(classes)}.")
+    codes = [c.code for c in classes]
+    if len(set(codes)) < len(codes):
+        raise ConfigError(f"{where}: two classes have one code; got {reprlib.repr(codes)}.")
     wrong = next((c for c in classes if not 0 <= c.code <= MOST["code"]), None)
     if wrong is not None:
         raise ConfigError(
@@ -246,11 +256,7 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
 def from_json(content: Any) -> ModelConfig:
     """The inverse of `to_json`; raises CheckpointError naming the entry that does not fit."""
     try:
-        config = _from_json(ModelConfig, content, "model")
-        for modality in config.modalities.values():
-            if isinstance(modality, Continuous):
-                _check_statistics(modality)
-        return config
+        return _from_json(ModelConfig, content, "model")
     except ConfigError as error:
         raise CheckpointError(f"entry 'model' describes no model: {error}") from error
 

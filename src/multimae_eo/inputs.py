@@ -22,15 +22,21 @@ from multimae_eo.modalities import (
     lacks,
 )
 from multimae_eo.raster import Batch, Majority, Raster, by_modality, pad
-from multimae_eo.units import EIGHT_BIT, looks_like
+from multimae_eo.units import DARKEST, EIGHT_BIT, looks_like
 
 Units = Literal["dn", "reflectance"]
 # What a number of each unit is in reflectance x 10000.
 FACTORS: Mapping[str, float] = {"dn": 1.0, "reflectance": 10_000.0}
 # Stands for a channel that is to be left out.
 SKIPPED = "-"
+# What xarray's dimensions of rows and of columns are called.
+SPATIAL = (("y", "lat", "latitude", "northing"), ("x", "lon", "longitude", "easting"))
 # Values of a modality that are looked at to judge its unit.
 JUDGED = 100_000
+
+
+# torch computes little with these.
+_WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 
 class UnusedBandsWarning(UserWarning):
@@ -96,7 +102,9 @@ def read_images(
     batch = {}
     for name in fed:
         raster = _raster(named[name], channels, product, units, nodata, offset, judge)
-        at_frame = named[name].stride > 1 and tuple(raster.values.shape[-2:]) == frame
+        at_frame = (
+            isinstance(named[name], Categorical) and named[name].stride > 1 and tuple(raster.values.shape[-2:]) == frame
+        )
         batch[name] = _own_grid(named[name], raster) if at_frame else raster
     sizes = {name: len(r.values) for name, r in batch.items()}
     if len(set(sizes.values())) > 1:
@@ -112,7 +120,7 @@ def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Chan
         array, names = _array(images, None if bands is None else list(bands))
         if names is None:
             raise ConfigError('the bands of the images are not named; pass bands=["B02", "B03", ...] in their order.')
-        return _split(array, names, None, "the images")
+        return _split(array, names, None, "the images", config)
     stated = {} if bands is None else bands
     if not isinstance(stated, Mapping):
         keys = ", ".join(map(str, images))
@@ -129,7 +137,7 @@ def _channels(images: object, config: ModelConfig, bands: Any) -> dict[str, Chan
         names = (
             _names(str(key), array, config, [str(other) for other in images if other != key]) if own is None else own
         )
-        for band, channel in _split(array, names, product, f"'{key}'").items():
+        for band, channel in _split(array, names, product, f"'{key}'", config).items():
             if band in found:
                 raise ConfigError(f"'{key}' gives {band}, which another of the images has given; give each band once.")
             found[band] = channel
@@ -141,11 +149,13 @@ def _array(value: Any, names: list[str] | None) -> tuple[Tensor, list[str] | Non
     if hasattr(value, "dims") and hasattr(value, "coords"):  # xarray
         axis = next((d for d in value.dims if str(d).lower() in ("band", "bands", "variable", "channel")), None)
         if axis is not None:
-            others = [d for d in value.dims if d != axis]
+            others = _north_to_south([d for d in value.dims if d != axis])
             value = value.transpose(*others[:-2], axis, *others[-2:])
             stated = value.coords[axis].values.tolist() if axis in value.coords else []
             if names is None and stated and all(isinstance(name, str) for name in stated):
                 names = stated
+        else:
+            value = value.transpose(*_north_to_south(list(value.dims)))
         value = value.values
     if isinstance(value, list | tuple) and any(isinstance(part, np.ma.MaskedArray) for part in value):
         value = np.ma.stack(value)
@@ -158,7 +168,14 @@ def _array(value: Any, names: list[str] | None) -> tuple[Tensor, list[str] | Non
         wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(value.dtype.name, value.dtype)
         wanted = np.dtype(wider if value.dtype.kind in "iu" else np.float32)  # torch computes little with the others
         value = torch.from_numpy(np.ascontiguousarray(value, dtype=wanted.newbyteorder("=")))
+    value = value.to(_WIDER.get(value.dtype, value.dtype))
     return value, names
+
+
+def _north_to_south(dims: list[Any]) -> list[Any]:
+    """Names of dimensions with those of rows and columns last, where their names say which these are."""
+    spatial = [next((d for d in dims if str(d).lower() in names), None) for names in SPATIAL]
+    return dims if None in spatial else [*(d for d in dims if d not in spatial), *spatial]
 
 
 def _names(key: str, array: Tensor, config: ModelConfig, others: Sequence[str]) -> list[str]:
@@ -181,7 +198,7 @@ def _names(key: str, array: Tensor, config: ModelConfig, others: Sequence[str]) 
         if number != len(names) > 1:
             raise BatchError(f"'{key}' has {number} bands; expected {len(names)}: {' '.join(names)}. Or pass bands.")
         return list(names)
-    if find_band(key) is not None:
+    if key in config.bands or find_band(key) is not None:
         return [key]
     if modality is not None:
         raise BatchError(f"'{key}' has {number} bands; expected {len(modality.bands)}: {' '.join(modality.bands)}.")
@@ -192,10 +209,12 @@ def _modality(key: str, config: ModelConfig) -> Modality | None:
     return config.modalities.get(key) or MODALITIES.get(key)
 
 
-def _split(array: Tensor, names: Sequence[str], product: str | None, where: str) -> dict[str, Channel]:
+def _split(
+    array: Tensor, names: Sequence[str], product: str | None, where: str, config: ModelConfig
+) -> dict[str, Channel]:
     """An array [b, c, h, w], [c, h, w], or of one band [b, h, w] or [h, w], as its bands."""
     kept = [i for i, name in enumerate(names) if name != SKIPPED]
-    bands = canonical_bands(names[i] for i in kept)
+    bands = canonical_bands((names[i] for i in kept), own=config.bands)
     if len(names) == 1 and array.ndim in (2, 3):
         array = array.reshape(-1, 1, *array.shape[-2:])
     elif array.ndim == 3:
@@ -230,6 +249,11 @@ def _raster(
     index = product_index(modality, product, next((c.product for c in own.values() if c.product), None))
     described = MODALITIES.get(modality.name)
     own_units = described is not None and modality.products[index] not in described.products
+    if own_units and optical and (units == "reflectance" or offset):
+        raise ConfigError(
+            f"{modality.name} of product {modality.products[index]} has the statistics of that data set, so images are "
+            "taken in the numbers that it has: pass them so, without units='reflectance' or offset."
+        )
     if judge and not own_units:
         _check_unit(modality, values, valid, units, tuple(own))
     values = values if isinstance(modality, Categorical) else values.float()
@@ -260,7 +284,8 @@ def _check_unit(modality: Modality, values: Tensor, valid: Tensor, units: Units 
             hint = f"; they look like units='{seems}'" if seems else (f"; they look like {guess}" if guess else "")
             raise ConfigError(f"the unit of {' '.join(bands)} is not stated: pass units='dn' or 'reflectance'{hint}.")
         if units == "reflectance" and guess != "standardised numbers":
-            guess = guess or "dn (reflectance x 10000)" if np.percentile(known, 99) > 2 else None
+            usual = guess or "dn (reflectance x 10000)" if np.percentile(known, 99) > 2 else None
+            guess = "none of this unit" if known.min() < DARKEST / FACTORS[units] else usual
         stated = f"units='{units}'"
     if guess is not None:
         span = f"{known.min():g} to {known.max():g}"

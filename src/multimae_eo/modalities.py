@@ -4,7 +4,7 @@ A modality lists canonical bands, a unit, a grid and statistics per product (or 
 say where each band lives. Adding a modality is one more entry in `MODALITIES`, and its bands' addresses in a reader.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -298,18 +298,21 @@ def find_band(name: str) -> str | None:
     return _CANONICAL.get(name.strip().lower())
 
 
-def canonical_band(name: str) -> str:
-    """The canonical name of a band, e.g. "B02" for "B2", "blue" or "BLUE"; raises UnknownNameError."""
-    band = find_band(name)
+def canonical_band(name: str, own: Collection[str] = ()) -> str:
+    """The canonical name of a band, e.g. "B02" for "B2", "blue" or "BLUE"; raises UnknownNameError.
+
+    own: further ones, which a model of modalities that are not described here has.
+    """
+    band = name if name in own else find_band(name)
     if band is None:
-        raise UnknownNameError("band", name, BANDS)
+        raise UnknownNameError("band", name, dict.fromkeys((*BANDS, *own)))
     return band
 
 
-def canonical_bands(names: Iterable[str]) -> tuple[str, ...]:
+def canonical_bands(names: Iterable[str], own: Collection[str] = ()) -> tuple[str, ...]:
     """Canonical names, in order; raises UnknownNameError, or ConfigError where two names mean one band."""
     names = list(names)
-    bands = tuple(canonical_band(name) for name in names)
+    bands = tuple(canonical_band(name, own) for name in names)
     for i, band in enumerate(bands):
         if band in bands[:i]:
             raise ConfigError(

@@ -43,7 +43,7 @@ class Predictor(nn.Module):
         height, width = (min(edges) for edges in zip(*frames, strict=True))
         out = self.head(self.encoder.see(pad(batch, strides=strides, multiple=self.config.patch_size)))
         if self.task.task == "regression":
-            out = out * self.task.std + self.task.mean
+            out = out.float() * self.task.std + self.task.mean  # a large mean needs more digits than autocast has
         return out[..., :height, :width] if self.task.dense else out
 
     @torch.no_grad()

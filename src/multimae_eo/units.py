@@ -6,6 +6,8 @@ from multimae_eo.modalities import REFLECTANCE, Categorical, Modality
 
 # Heights in metres outside of which lies nothing that is measured, on land or of trees.
 LOWEST, HIGHEST = -1000, 9500
+# Reflectance x 10000 below which lies nothing that is measured: an offset of 1000 was taken off a number above 0.
+DARKEST = -1100
 # The guess that a model of one's own may still take.
 EIGHT_BIT = "8-bit numbers"
 
@@ -21,13 +23,14 @@ def looks_like(modality: Modality, values: np.ndarray) -> str | None:
     low, high = float(values.min()), float(values.max())
     if modality.unit == REFLECTANCE:
         usual = float(np.percentile(values, 99))  # some pixels glint
-        if usual <= 2 and low > -0.5:
-            return "reflectance"
         # Over dark water reflectance x 10000 is as small, but lower, or in whole numbers.
-        if low > -10 and usual < 50 and np.mean(values < -0.3) > 0.05 and not np.array_equal(values, np.rint(values)):
+        fractions = usual < 50 and not np.array_equal(values, np.rint(values))
+        if fractions and usual <= 2 and low > -0.5:
+            return "reflectance"
+        if fractions and low > -10 and np.mean(values < -0.3) > 0.05:
             return "standardised numbers"
         eight_bit = values.dtype == np.uint8 or (high == 255 and np.mean(values == 255) > 1e-3 and low >= 0)
-        return EIGHT_BIT if eight_bit else ("none of this unit" if high > 65535 else None)
+        return EIGHT_BIT if eight_bit else ("none of this unit" if low < DARKEST or high > 65535 else None)
     if modality.unit == "dB":
         if low < -100:
             return "none of this unit"

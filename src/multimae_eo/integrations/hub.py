@@ -21,7 +21,8 @@ from multimae_eo.checkpoint import (
 )
 from multimae_eo.config import TaskConfig
 from multimae_eo.encoder import Encoder
-from multimae_eo.modalities import Categorical, Modality
+from multimae_eo.errors import ConfigError
+from multimae_eo.modalities import MODALITIES, Categorical, Modality
 from multimae_eo.model import MultiMAE
 from multimae_eo.predictor import Predictor
 
@@ -57,8 +58,10 @@ class _Hub(PyTorchModelHubMixin, library_name="multimae-eo", paper_url=PAPER):
         local_files_only: bool,
         token: str | bool | None,
         map_location: str = "cpu",
-        **of_older_hubs: object,  # before its version 1, two more that change nothing here
+        **more: object,  # before the Hub's version 1, two that change nothing here
     ) -> Self:
+        if unknown := more.keys() - {"proxies", "resume_download"}:
+            raise ConfigError(f"from_pretrained takes no {', '.join(sorted(unknown))}; a checkpoint says what it is.")
         directory = Path(model_id)
         if not directory.is_dir():
             found = snapshot_download(
@@ -149,7 +152,9 @@ def _row(modality: Modality, task: TaskConfig | None) -> str:
     classes = f", {len(modality.classes)} classes" if isinstance(modality, Categorical) else ""
     known = modality.products if task is None else (_product(modality, task),)
     products, metres = ", ".join(known), 10 * modality.stride
-    return f"| `{modality.name}` | {' '.join(modality.bands)} | {modality.unit}{classes} | {products} | {metres} m |"
+    described = MODALITIES[modality.name].products if modality.name in MODALITIES else known
+    unit = modality.unit if {*known} <= {*described} else f"as in {products}"
+    return f"| `{modality.name}` | {' '.join(modality.bands)} | {unit}{classes} | {products} | {metres} m |"
 
 
 def _out(task: TaskConfig | None, targets: tuple[str, ...]) -> str:

@@ -146,13 +146,12 @@ def frozen_features(
 def _split_features(
     setup: Setup, made: Extractor, split: SplitName, run: MachineOptions, folder: Path, workers: int
 ) -> Frozen:
-    dense = setup.source.about.dense
     facts = [
         VERSION,
         made.key,
         setup.source.fingerprint(),
-        dense,
-        run.precision,
+        setup.source.about.dense,
+        (run.precision, setup.config.patch_size),
         setup.facts(),
         {name: dataclasses.asdict(m) for name, m in setup.modalities.items()},  # for the statistics
         setup.source.ids[split],

@@ -313,14 +313,14 @@ def _open(data: LabelledOptions) -> GeoBench:
 
 def features_of(setup: Setup, made: Extractor, source: GeoBench, options: GeobenchOptions) -> dict[Any, Frozen]:
     """Frozen features of a partition: rows of those of the whole data set."""
-    folder = options.out / "features"
+    folder, found = options.out / "features", {}
     features = frozen_features(setup, made, options.trainer, folder=folder, workers=options.workers)
-    row = {sample_id: i for i, sample_id in enumerate(setup.source.ids["train"])}
-    absent = [i for i in source.ids["train"] if i not in row]
-    if absent:
-        raise ConfigError(f"'{source.about.name}': '{absent[0]}' of the partition is not in the default partition.")
-    chosen = np.array([row[i] for i in source.ids["train"]])
-    return {**features, "train": features["train"].rows(chosen)}
+    for split, frozen in features.items():
+        row, ids = {sample_id: i for i, sample_id in enumerate(setup.source.ids[split])}, list(source.ids[split])
+        if absent := [i for i in ids if i not in row]:
+            raise ConfigError(f"'{source.about.name}': '{absent[0]}' of the partition is not in the default partition.")
+        found[split] = frozen if ids == [*row] else frozen.rows(np.array([row[i] for i in ids]))
+    return found
 
 
 def probe_row(

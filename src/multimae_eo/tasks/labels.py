@@ -56,6 +56,6 @@ def _values(number: float, total: float, squares: float, where: str) -> LabelSum
         raise DataError(f"{where} holds no known value; expected some.")
     mean = total / number
     variance = squares / number - mean**2
-    if variance <= 1e-12 * max(1.0, mean**2):
+    if variance <= 1e-12 * mean**2:
         raise DataError(f"{where}: all values are {mean:.6g}; expected values that differ.")
     return LabelSummary(mean=mean, std=float(np.sqrt(variance)))
