@@ -163,6 +163,7 @@ def test_a_table_is_of_one_split(root, pretrained, tmp_path):  # noqa: F811
     [
         ({"checkpoint": "other"}, "another checkpoint: .* Give another --out"),
         ({"refit_on_valid": True}, "a row of m-eurosat.* with another refit_on_valid: False, now True"),
+        ({"first_seed": 1, "refit_on_valid": True}, "seed 0 with another refit_on_valid: False, now True"),
         ({"allow_leaks": True}, "another allow_leaks: False, now True"),
         ({"trainer": MachineOptions(accelerator="cpu", progress=False, precision="bf16-mixed")}, "another precision"),
     ],

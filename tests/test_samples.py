@@ -146,6 +146,16 @@ def test_something_always_stays():
         assert stays(drop(before, random, modality=0.9, channel=0.9)).any()
 
 
+def test_a_modality_without_a_valid_token_is_not_the_one_that_stays():
+    random, before = np.random.default_rng(0), full()
+    name, *others = before
+    for other in others:
+        before[other] = before[other]._replace(valid=torch.zeros_like(before[other].valid))
+        before[other].valid[..., 0, 0] = True  # a pixel is no token
+    for _ in range(100):
+        assert drop(before, random, modality=0.5, channel=0.0, patch=4)[name].valid.any()
+
+
 # Flips and determinism
 
 

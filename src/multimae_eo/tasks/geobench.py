@@ -193,6 +193,7 @@ def finished(results: Path, options: GeobenchOptions, key: str, wanted: set[Cell
     that is none of this command's.
     """
     rows_of: dict[Cell, set[str]] = {}
+    of_any_seed = {dataclasses.replace(cell, seed=0) for cell in wanted}
     for row in read_results(results):
         try:
             protocol = row["protocol"].split("-")[0]
@@ -200,12 +201,10 @@ def finished(results: Path, options: GeobenchOptions, key: str, wanted: set[Cell
             known = {"checkpoint": row["checkpoint"], "data": row["data"], **json.loads(row["settings"])["options"]}
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"'{results}' is not a table of this command: {error!r}. Give another --out.") from error
-        if cell not in wanted:
+        if dataclasses.replace(cell, seed=0) not in of_any_seed:
             continue
         now = {"checkpoint": key, "data": data_key(cell, options), **settings_of(cell, options)}
-        other = [name for name in now if known.get(name) != now[name]]
-        if other:
-            name = other[0]
+        if name := next((name for name in now if known.get(name) != now[name]), None):
             raise ConfigError(
                 f"'{results}' has a row of {cell} with another {name}: {known.get(name)}, now {now[name]}. "
                 "Give another --out."

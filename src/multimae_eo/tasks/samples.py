@@ -28,7 +28,7 @@ from multimae_eo.data.patience import Patience
 from multimae_eo.errors import ConfigError, UnknownNameError
 from multimae_eo.finetune_options import FinetuneOptions, LabelledOptions
 from multimae_eo.modalities import Modality, fed_by
-from multimae_eo.raster import Batch, OwnGrids, Raster, flip, pad
+from multimae_eo.raster import Batch, OwnGrids, Raster, flip, pad, token_valid
 from multimae_eo.tasks.examples import TRAIN, UNREAD, Steps, philox
 from multimae_eo.tasks.loading import Loader
 
@@ -176,7 +176,8 @@ class LabelledExamples(Dataset[LabelledExample]):
         if self.options is not None:
             random = philox(self.seed, TRAIN, epoch, row)
             batch, label, known = self._flip(batch, label, known, random)
-            batch = drop(batch, random, modality=self.options.drop_modality, channel=self.options.drop_channel)
+            rates = {"modality": self.options.drop_modality, "channel": self.options.drop_channel}
+            batch = drop(batch, random, patch=patch, **rates)
         batch = self.own_grids(pad(batch, strides=dict.fromkeys(batch, 1), multiple=patch))
         return LabelledExample(batch, label, known, row, unread)
 
@@ -193,13 +194,13 @@ class LabelledExamples(Dataset[LabelledExample]):
         return flip(batch, horizontal=horizontal, vertical=vertical), label, known
 
 
-def drop(batch: Batch, random: np.random.Generator, *, modality: float, channel: float) -> Batch:
+def drop(batch: Batch, random: np.random.Generator, *, modality: float, channel: float, patch: int = 1) -> Batch:
     """Make modalities and bands of one sample invalid, each with its probability.
 
-    One modality that has any valid value always stays, with at least half of its bands, so that it still gives tokens.
+    One modality that has a valid token always stays, with at least half of its bands, so that it still gives some.
     """
-    names = list(batch)
-    there = [i for i, name in enumerate(names) if batch[name].valid.any()] or list(range(len(names)))
+    names, whole = list(batch), pad(batch, strides=dict.fromkeys(batch, 1), multiple=patch)
+    there = [i for i, n in enumerate(names) if token_valid(whole[n].valid, patch).any()] or list(range(len(names)))
     hidden = random.random(len(names)) < modality
     if hidden[there].all():
         hidden[there[random.integers(len(there))]] = False
