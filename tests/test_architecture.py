@@ -131,7 +131,7 @@ def test_the_core_is_small():
     """What a model is made of, and what is done with it: pre-training, fine-tuning, probing, benchmarks."""
     lines = {relative(p): len(p.read_text().splitlines()) for p in FILES}
     outside = ("data/", "maps/", "integrations/", "explain/", "cli.py", "commands.py", "tasks/")
-    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 4400
+    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 4450
     assert sum(n for name, n in lines.items() if name.startswith("tasks/")) < 4200
 
 
