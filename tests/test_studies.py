@@ -59,10 +59,12 @@ def answered() -> list[Question]:
 
 @pytest.mark.parametrize("question", answered(), ids=lambda q: q.name)
 def test_the_table_in_the_docs_is_that_of_the_records(question, tmp_path, monkeypatch):
-    monkeypatch.setattr("show.forest", lambda *_, **__: None)  # drawn where a study runs at a small size
+    if question is not ROLES:  # one picture is enough
+        monkeypatch.setattr("show.forest", lambda *_, **__: None)
     text = question.show(Figures(read(Place(Path("work")).file(question.battery)), Budget()), tmp_path / "picture.png")
     assert f"<!-- {question.name} -->\n\n{text}\n\n<!-- end of {question.name} -->" in (DOCS / "results.md").read_text()
     assert (DOCS / f"study_{question.name}.png").is_file()
+    assert (tmp_path / "picture.png").is_file() == (question is ROLES)
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: q.name)
@@ -231,6 +233,9 @@ def test_a_study_at_a_small_size(tmp_path, monkeypatch):
     assert 0 < found["moved all linear 0.10x"] <= 1
     assert found != other
     assert frozen.measure(PAPER, place, TINY, 0) == found  # the model is there, and its features
+    untrained = frozen.measure(Arm("random weights", {"init": "random"}), place, TINY, 0)
+    assert untrained.keys() == {name for name in found if not name.startswith(("val", "shifted "))}
+    assert any(untrained[name] != found[name] for name in untrained)
 
 
 @pytest.mark.slow
