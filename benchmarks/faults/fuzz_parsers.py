@@ -37,9 +37,9 @@ from multimae_eo.explain import checkpoint as _c  # noqa: F401
 from multimae_eo.explain import geobench as _g  # noqa: F401
 from multimae_eo.explain import kinds, scene, tiles  # noqa: F401
 from multimae_eo.inputs import read_images
-from multimae_eo.maps.finding import look, read_scene_file
+from multimae_eo.maps.finding import look
 from multimae_eo.maps.layers import Window
-from multimae_eo.maps.options import ReportOptions, SourceOptions
+from multimae_eo.maps.options import ReportOptions, SourceOptions, read_scene_file
 from multimae_eo.maps.report import write_report
 from multimae_eo.maps.scene import open_scene
 from multimae_eo.modalities import MODALITIES, get_modality
