@@ -33,8 +33,6 @@ SKIPPED = "-"
 SPATIAL = (("y", "lat", "latitude", "northing"), ("x", "lon", "longitude", "easting"))
 # Values of a modality that are looked at to judge its unit.
 JUDGED = 100_000
-
-
 # torch computes little with these.
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
@@ -165,8 +163,7 @@ def _array(value: Any, names: list[str] | None) -> tuple[Tensor, list[str] | Non
         value = np.asarray(value)
         if value.dtype.kind not in "iufb":
             raise DataError(f"the images hold {value.dtype}; expected numbers.")
-        wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(value.dtype.name, value.dtype)
-        wanted = np.dtype(wider if value.dtype.kind in "iu" else np.float32)  # torch computes little with the others
+        wanted = value.dtype if value.dtype.kind in "iu" else np.dtype(np.float32)
         value = torch.from_numpy(np.ascontiguousarray(value, dtype=wanted.newbyteorder("=")))
     value = value.to(_WIDER.get(value.dtype, value.dtype))
     return value, names
